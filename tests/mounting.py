@@ -1,0 +1,189 @@
+"""Mounts as context managers: kernel ext4 over a loop device, fuse2fs, and fusewire in the foreground.
+
+Whoever mounts calls `private_mounts` once: in a mount namespace of its own nothing survives the process, however it ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+READY_SECONDS = 60
+CLONE_NEWNS = 0x20000
+MS_REC, MS_PRIVATE = 0x4000, 0x40000
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A mounted file system: where it is, who serves it (None: the kernel), and where that process writes its errors."""
+
+    root: Path
+    image: Path
+    pid: int | None = None
+    log: Path | None = None
+
+    def log_text(self) -> str:
+        return self.log.read_text(errors="replace") if self.log else ""
+
+
+class MountRefused(Exception):
+    """A mount command ended without a mount: its exit code and what it printed."""
+
+    def __init__(self, code: int, output: str) -> None:
+        super().__init__(f"exit code {code}: {output.strip()}")
+        self.code, self.output = code, output
+
+
+def missing_requirements() -> list[str]:
+    """What this machine lacks for mounting, one line each; empty where it can."""
+    lacking = []
+    if os.geteuid() != 0:
+        lacking.append("root")
+    lacking += [f"the device {path}" for path in ("/dev/fuse", "/dev/loop-control") if not os.path.exists(path)]
+    programs = {"mke2fs": "e2fsprogs", "debugfs": "e2fsprogs", "mount": "mount", "losetup": "mount"}
+    lacking += [f"the program {name} (Debian package {package})" for name, package in programs.items() if not which(name)]
+    return lacking
+
+
+def which(name: str) -> str | None:
+    return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+
+
+def private_mounts() -> None:
+    """Give this process (and its children) a mount namespace of its own."""
+    if LIBC.unshare(CLONE_NEWNS) or LIBC.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None):
+        raise OSError(ctypes.get_errno(), "cannot make a mount namespace")
+
+
+def fusewire_command() -> list[str]:
+    """The command before its arguments: FUSEWIRE if set, the virtual environment's, or this checkout's module."""
+    if "FUSEWIRE" in os.environ:
+        return os.environ["FUSEWIRE"].split()
+    installed = Path(sys.executable).with_name("fusewire")
+    if installed.exists():
+        return [str(installed)]
+    return [sys.executable, "-P", "-c", "from fusewire.cli import main; raise SystemExit(main())"]
+
+
+def fusewire_environment() -> dict[str, str]:
+    """The environment for `fusewire_command`, which may import from the checkout."""
+    return os.environ | {"PYTHONPATH": str(CHECKOUT), "PYTHONUNBUFFERED": "1"}
+
+
+def run(*command: str | Path, check: bool = True, **particulars: object) -> subprocess.CompletedProcess[str]:
+    """Run ``command``; its output is in the error if it fails."""
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, errors="replace", check=False, **particulars
+    )  # type: ignore[call-overload]
+    if check and done.returncode != 0:
+        raise MountRefused(done.returncode, f"{' '.join(map(str, command))}: {done.stdout}{done.stderr}")
+    return done
+
+
+def mount_table() -> dict[Path, str]:
+    """The mount points of this namespace with the type of what is mounted there."""
+    table = {}
+    for text in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, after = text.split(" - ", 1)
+        table[Path(before.split()[4].encode().decode("unicode_escape"))] = after.split()[0]
+    return table
+
+
+def wait_mounted(target: Path, process: subprocess.Popen[bytes]) -> bool:
+    """Wait until something is mounted at ``target`` (True) or ``process`` has ended (False)."""
+    poller = select.poll()
+    pidfd = os.pidfd_open(process.pid)
+    try:
+        with open("/proc/self/mountinfo", "rb") as mounts:
+            poller.register(mounts, select.POLLPRI)
+            poller.register(pidfd, select.POLLIN)
+            while process.poll() is None:
+                if target in mount_table():
+                    return True
+                if not poller.poll(READY_SECONDS * 1000):
+                    raise TimeoutError(f"{target}: not mounted after {READY_SECONDS} s")
+                mounts.seek(0)
+                mounts.read()
+    finally:
+        os.close(pidfd)
+    return target in mount_table()
+
+
+@contextmanager
+def mount_point() -> Iterator[Path]:
+    """A fresh empty directory to mount on."""
+    path = Path(tempfile.mkdtemp(prefix="fusewire-mnt-"))
+    try:
+        yield path
+    finally:
+        path.rmdir()
+
+
+@contextmanager
+def kernel_mount(image: Path, options: str = "ro,noatime") -> Iterator[Mount]:
+    """``image`` mounted by the kernel's ext4 through a loop device."""
+    with mount_point() as target:
+        run("mount", "-t", "ext4", "-o", f"loop,{options}", image, target)
+        try:
+            yield Mount(target, image)
+        finally:
+            run("umount", target)
+
+
+@contextmanager
+def served(command: list[str], target: Path, image: Path, unmount: list[str]) -> Iterator[Mount]:
+    """A mount that ``command``, staying in the foreground, serves at ``target`` until ``unmount`` ends it."""
+    with tempfile.NamedTemporaryFile(prefix="fusewire-log-", suffix=".txt") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=fusewire_environment(), cwd="/"
+        )
+        try:
+            if not wait_mounted(target, process):
+                raise MountRefused(process.wait(), Path(log.name).read_text(errors="replace"))
+            yield Mount(target, image, process.pid, Path(log.name))
+        finally:
+            if target in mount_table():
+                run(*unmount, str(target))
+            end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Wait for ``process`` to end by itself; kill it and fail if it does not."""
+    try:
+        process.wait(READY_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        raise
+
+
+@contextmanager
+def fuse2fs_mount(image: Path, options: str = "ro") -> Iterator[Mount]:
+    """``image`` mounted by fuse2fs."""
+    with mount_point() as target:
+        command = ["fuse2fs", "-f", "-o", f"{options},allow_other,default_permissions", str(image), str(target)]
+        with served(command, target, image, ["umount"]) as mounted:
+            yield mounted
+
+
+@contextmanager
+def fusewire_mount(image: Path, options: str = "ro,noatime", prefix: tuple[str, ...] = ()) -> Iterator[Mount]:
+    """``image`` mounted by fusewire in the foreground; ``prefix`` is put before the command (``setpriv`` …)."""
+    with mount_point() as target:
+        if prefix:
+            os.chmod(target, 0o777)
+        command = [*prefix, *fusewire_command(), "mount", "-f", "-o", options, str(image), str(target)]
+        with served(command, target, image, [*fusewire_command(), "umount"]) as mounted:
+            yield mounted
