@@ -238,3 +238,29 @@ INODE_EXTRA = Record("InodeExtra", "<", 32, """
     0x18  u32  version_hi
     0x1C  u32  projid
 """)
+
+XATTR_HEADER = Record("XattrHeader", "<", 32, """
+    0x00  u32  magic        0xEA020000
+    0x04  u32  refcount     inodes that share the block
+    0x08  u32  blocks       always 1
+    0x0C  u32  hash         of all entries
+    0x10  u32  checksum
+    0x14  b12  reserved
+""")
+
+XATTR_ENTRY = Record("XattrEntry", "<", 16, """
+    0x00  u8   name_len
+    0x01  u8   name_index   the namespace
+    0x02  u16  value_offs   from the first entry (in an inode) or the start of the block
+    0x04  u32  value_inum   inode that holds the value, or 0
+    0x08  u32  value_size
+    0x0C  u32  hash
+""")
+
+DX_ROOT_INFO = Record("DxRootInfo", "<", 8, """
+    0x00  u32  zero
+    0x04  u8   hash_version
+    0x05  u8   info_length  8
+    0x06  u8   indirect_levels
+    0x07  u8   unused_flags
+""")

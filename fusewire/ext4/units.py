@@ -68,6 +68,10 @@ class Geometry:
         offset = index * self.inode_bytes
         return offset >> self.block_bits, offset & (self.block_bytes - 1)
 
+    def cluster_sectors(self) -> int:
+        """Length of one cluster in 512-byte sectors."""
+        return self.cluster_blocks * self.block_bytes // SECTOR_BYTES
+
     def descs_per_block(self) -> int:
         """Group descriptors in one block."""
         return self.block_bytes // self.group_desc_bytes

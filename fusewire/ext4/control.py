@@ -1,0 +1,41 @@
+"""What ioctl(2) tells of an inode: the flags of FS_IOC_GETFLAGS and the record of FS_IOC_FSGETXATTR."""
+
+from typing import NamedTuple
+
+from .inode import (
+    FLAG_APPEND,
+    FLAG_IMMUTABLE,
+    FLAG_NOATIME,
+    FLAG_NODUMP,
+    FLAG_PROJINHERIT,
+    FLAG_SYNC,
+    FLAG_VERITY,
+    Inode,
+)
+
+USER_VISIBLE = 0x725BDFFF  # the flags that the kernel's ext4 shows to people
+
+# (inode flag, FS_XFLAG_* of <linux/fs.h>)
+_XFLAGS = ((FLAG_SYNC, 0x20), (FLAG_IMMUTABLE, 0x8), (FLAG_APPEND, 0x10), (FLAG_NODUMP, 0x80), (FLAG_NOATIME, 0x40),
+           (FLAG_PROJINHERIT, 0x200), (FLAG_VERITY, 0x20000))
+
+
+class FsXattr(NamedTuple):
+    """struct fsxattr: extended flags, extent size hint, extents, project id, copy-on-write hint."""
+
+    xflags: int
+    extsize: int
+    nextents: int
+    projid: int
+    cowextsize: int
+
+
+def getflags(inode: Inode) -> int:
+    """The flags for FS_IOC_GETFLAGS."""
+    return inode.flags & USER_VISIBLE
+
+
+def fsxattr(inode: Inode) -> FsXattr:
+    """The record for FS_IOC_FSGETXATTR."""
+    xflags = sum(xflag for flag, xflag in _XFLAGS if inode.flags & flag)
+    return FsXattr(xflags, 0, 0, inode.project, 0)

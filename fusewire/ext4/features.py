@@ -1,0 +1,111 @@
+"""The feature flags of ext4 as one table: what each is called, where its bit is, and what fusewire does with it.
+
+Mount policy, error texts and the README's list come from here.  Names are mke2fs's.
+Source: kernel documentation, ext4, "The Super Block" (s_feature_compat, s_feature_incompat, s_feature_ro_compat).
+"""
+
+from enum import Enum
+from typing import NamedTuple
+
+from .errors import Unsupported
+
+
+class Policy(Enum):
+    """READ: can be read; REFUSE: known, but cannot be served at all."""
+
+    READ = "read"
+    REFUSE = "refuse"
+
+
+class Row(NamedTuple):
+    name: str
+    mask: int
+    group: str  # compat, ro_compat or incompat
+    policy: Policy
+
+
+class Feature(Row, Enum):
+    """Every feature that has a name; unknown compat bits are harmless, the other unknown bits decide the mount."""
+
+    DIR_PREALLOC = ("dir_prealloc", 0x1, "compat", Policy.READ)
+    IMAGIC_INODES = ("imagic_inodes", 0x2, "compat", Policy.READ)
+    HAS_JOURNAL = ("has_journal", 0x4, "compat", Policy.READ)
+    EXT_ATTR = ("ext_attr", 0x8, "compat", Policy.READ)
+    RESIZE_INODE = ("resize_inode", 0x10, "compat", Policy.READ)
+    DIR_INDEX = ("dir_index", 0x20, "compat", Policy.READ)
+    LAZY_BG = ("lazy_bg", 0x40, "compat", Policy.READ)
+    EXCLUDE_BITMAP = ("exclude_bitmap", 0x100, "compat", Policy.READ)
+    SPARSE_SUPER2 = ("sparse_super2", 0x200, "compat", Policy.READ)
+    FAST_COMMIT = ("fast_commit", 0x400, "compat", Policy.READ)
+    STABLE_INODES = ("stable_inodes", 0x800, "compat", Policy.READ)
+    ORPHAN_FILE = ("orphan_file", 0x1000, "compat", Policy.READ)
+
+    SPARSE_SUPER = ("sparse_super", 0x1, "ro_compat", Policy.READ)
+    LARGE_FILE = ("large_file", 0x2, "ro_compat", Policy.READ)
+    BTREE_DIR = ("btree_dir", 0x4, "ro_compat", Policy.READ)
+    HUGE_FILE = ("huge_file", 0x8, "ro_compat", Policy.READ)
+    GDT_CSUM = ("uninit_bg", 0x10, "ro_compat", Policy.READ)
+    DIR_NLINK = ("dir_nlink", 0x20, "ro_compat", Policy.READ)
+    EXTRA_ISIZE = ("extra_isize", 0x40, "ro_compat", Policy.READ)
+    HAS_SNAPSHOT = ("has_snapshot", 0x80, "ro_compat", Policy.READ)
+    QUOTA = ("quota", 0x100, "ro_compat", Policy.READ)
+    BIGALLOC = ("bigalloc", 0x200, "ro_compat", Policy.READ)
+    METADATA_CSUM = ("metadata_csum", 0x400, "ro_compat", Policy.READ)
+    REPLICA = ("replica", 0x800, "ro_compat", Policy.READ)
+    READONLY = ("read-only", 0x1000, "ro_compat", Policy.READ)
+    PROJECT = ("project", 0x2000, "ro_compat", Policy.READ)
+    SHARED_BLOCKS = ("shared_blocks", 0x4000, "ro_compat", Policy.READ)
+    VERITY = ("verity", 0x8000, "ro_compat", Policy.READ)
+    ORPHAN_PRESENT = ("orphan_present", 0x10000, "ro_compat", Policy.READ)
+
+    COMPRESSION = ("compression", 0x1, "incompat", Policy.REFUSE)
+    FILETYPE = ("filetype", 0x2, "incompat", Policy.READ)
+    RECOVER = ("needs_recovery", 0x4, "incompat", Policy.READ)
+    JOURNAL_DEV = ("journal_dev", 0x8, "incompat", Policy.REFUSE)
+    META_BG = ("meta_bg", 0x10, "incompat", Policy.READ)
+    EXTENTS = ("extent", 0x40, "incompat", Policy.READ)
+    BIT64 = ("64bit", 0x80, "incompat", Policy.READ)
+    MMP = ("mmp", 0x100, "incompat", Policy.READ)
+    FLEX_BG = ("flex_bg", 0x200, "incompat", Policy.READ)
+    EA_INODE = ("ea_inode", 0x400, "incompat", Policy.READ)
+    DIRDATA = ("dirdata", 0x1000, "incompat", Policy.REFUSE)
+    CSUM_SEED = ("metadata_csum_seed", 0x2000, "incompat", Policy.READ)
+    LARGE_DIR = ("large_dir", 0x4000, "incompat", Policy.READ)
+    INLINE_DATA = ("inline_data", 0x8000, "incompat", Policy.READ)
+    ENCRYPT = ("encrypt", 0x10000, "incompat", Policy.READ)
+    CASEFOLD = ("casefold", 0x20000, "incompat", Policy.READ)
+
+
+_GROUPS = ("compat", "ro_compat", "incompat")
+
+
+class FeatureSet:
+    """The three feature words of one superblock, asked by member: ``Feature.BIT64 in features``."""
+
+    __slots__ = ("_known", "words")
+
+    def __init__(self, compat: int, ro_compat: int, incompat: int) -> None:
+        self.words = {"compat": compat, "ro_compat": ro_compat, "incompat": incompat}
+        self._known = frozenset(feature for feature in Feature if self.words[feature.group] & feature.mask)
+
+    def __contains__(self, feature: Feature) -> bool:
+        return feature in self._known
+
+    def names(self) -> list[str]:
+        """All set features by name, in the order of the table; unknown bits as ``FEATURE_I31`` and the like."""
+        return [feature.value.name for feature in Feature if feature in self._known] + [
+            name for group in _GROUPS for name in self._unknown(group)]
+
+    def refuse_what_cannot_be_read(self) -> None:
+        """Raise ``Unsupported`` naming every incompatible feature that keeps the file system from being read."""
+        refused = [feature.value.name for feature in self._known if feature.policy is Policy.REFUSE]
+        names = refused + self._unknown("incompat")
+        if names:
+            raise Unsupported(f"unsupported feature: {', '.join(sorted(names))}")
+
+    def _unknown(self, group: str) -> list[str]:
+        known = 0
+        for feature in Feature:
+            known |= feature.mask if feature.group == group else 0
+        letter = {"compat": "C", "ro_compat": "R", "incompat": "I"}[group]
+        return [f"FEATURE_{letter}{bit}" for bit in range(32) if self.words[group] & ~known & (1 << bit)]

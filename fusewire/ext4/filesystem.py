@@ -1,0 +1,83 @@
+"""One open file system: its superblock, its geometry, its block cache and the options it is read with.
+
+``Ext4`` is a context that the modules of operations take first, not a switchboard: callers go to ``namespace``,
+``directory``, ``iomap`` and ``xattr`` themselves.
+"""
+
+from typing import NamedTuple
+
+from . import checksum, group, inode
+from .blocks import BlockCache
+from .errors import Check, Corrupt, Unsupported
+from .features import Feature
+from .inode import Inode
+from .superblock import Superblock
+from .units import ROOT_INODE, FsBlock
+
+DEFAULT_CACHE_BYTES = 128 << 20
+MAX_BYTES = (1 << 63) - 1
+
+
+class Options(NamedTuple):
+    """How a file system is to be read; the names are ext4(5)'s."""
+
+    noload: bool = False        # read it as it stands although its journal holds more
+    minixdf: bool = False       # statfs counts the overhead as blocks of the file system
+    user_xattr: bool = True
+    acl: bool = True
+
+
+class Ext4:
+    """An open file system.  Reading anything may raise ``BlockMiss`` (fetch, admit, run again) or ``Corrupt``."""
+
+    def __init__(self, superblock: Superblock, cache: BlockCache | None = None, options: Options | None = None) -> None:
+        geometry = superblock.geometry
+        self.superblock = superblock
+        self.geometry = geometry
+        self.options = options or Options()
+        self.cache = cache or BlockCache(geometry.block_bytes, geometry.blocks, DEFAULT_CACHE_BYTES)
+        self.tables: dict[int, FsBlock] = {}  # group → first block of its inode table; fixed when the disk was made
+        features = superblock.features
+        self.is_64bit = Feature.BIT64 in features
+        self.has_large_dir = Feature.LARGE_DIR in features
+        self.has_huge_file = Feature.HUGE_FILE in features
+        self.has_project = Feature.PROJECT in features
+        self.has_file_types = Feature.FILETYPE in features
+        self.has_dir_index = Feature.DIR_INDEX in features
+        self.free_counts: tuple[int, int] | None = None  # free blocks and inodes, once they were summed
+        self.scans: dict[tuple[int, bytes], int] = {}  # how far linear searches that wait for blocks have come
+        self.has_checksums = superblock.has_checksums
+        self._largest = {mapped: _largest_file(superblock, mapped) for mapped in (False, True)}
+        if superblock.needs_recovery and not self.options.noload:
+            raise Unsupported("the journal holds changes that are not replayed yet; mount it once with the kernel or "
+                              "run e2fsck, or read it as it stands with -o noload")
+
+    def check(self) -> Inode:
+        """The root directory, with everything between the superblock and it verified."""
+        group.load(self, 0)
+        root = inode.load(self, ROOT_INODE)
+        if not root.is_dir:
+            raise Corrupt(Check.INODE_MODE, inode=ROOT_INODE, mode=f"{root.mode:#o}")
+        return inode.check_in_use(self, root)
+
+    def inode(self, number: int) -> Inode:
+        """The inode of a number; see ``inode.load``."""
+        return inode.load(self, number)
+
+    def seed_of(self, of: Inode) -> int:
+        """The checksum seed of the blocks that belong to an inode."""
+        return checksum.inode_seed(self.superblock.seed, of.number, of.generation)
+
+    def max_file_bytes(self, of: Inode) -> int:
+        """The largest size that a file of this kind of mapping can have."""
+        return self._largest[of.has_extents]
+
+
+def _largest_file(superblock: Superblock, extents: bool) -> int:
+    """Kernel documentation, ext4, "File sizes": limited by the mapping and by how far i_blocks counts."""
+    geometry = superblock.geometry
+    bits = geometry.block_bits
+    if extents:
+        return min((1 << 32) - 1 << bits, MAX_BYTES)
+    pointers = geometry.block_bytes // 4
+    return min(12 + pointers + pointers ** 2 + pointers ** 3 << bits, MAX_BYTES)
