@@ -55,13 +55,20 @@ def _descend(fs: "Ext4", inode: Inode, block: int, level: int, base: int, file_b
             return Run(base, span, None)
         if not fs.geometry.first_data_block < block < fs.geometry.blocks:
             raise Corrupt(Check.BLOCKMAP_RANGE, inode=inode.number, block=block)
-        codec = struct.Struct(f"<{pointers}I")
         if level == 1:
-            runs = fs.cache.view(block, "runs", lambda data: _runs_of(codec.unpack(data)))
+            runs = fs.cache.view(block, "runs", _runs_in)
             return _run(fs, inode, runs, file_block - base, file_block)
         level -= 1
         index, within = divmod(file_block - base, pointers ** level)
-        base, block = file_block - within, fs.cache.view(block, "pointers", codec.unpack)[index]
+        base, block = file_block - within, fs.cache.view(block, "pointers", _pointers_in)[index]
+
+
+def _pointers_in(data: bytes) -> Pointers:
+    return struct.unpack(f"<{len(data) // 4}I", data)
+
+
+def _runs_in(data: bytes) -> Runs:
+    return _runs_of(_pointers_in(data))
 
 
 def _runs_of(table: Pointers) -> Runs:

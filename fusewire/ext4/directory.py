@@ -175,10 +175,11 @@ def _read_ahead(fs: "Ext4", directory: Inode, file_block: int) -> None:
     while window < min(file_block, MOST_READAHEAD_BLOCKS):
         window *= 2
     at = file_block - file_block % window
-    end, wanted = min(at + window, fs.geometry.blocks_for(directory.size)), []
+    end = min(at + window, fs.geometry.blocks_for(directory.size))
+    wanted: list[int] = []
     while at < end:
         run = iomap.find(fs, directory, at)
-        stop = min(end, run.file_block + run.count)
+        stop = min(end, run.file_block + run.length)
         if run.start is not None:
             wanted.extend(range(run.start + at - run.file_block, run.start + stop - run.file_block))
         at = stop

@@ -28,10 +28,10 @@ _ENTRIES = struct.Struct("<IHHI")
 
 
 class Run(NamedTuple):
-    """File blocks that lie together on the device, or a hole (``start`` is None)."""
+    """File blocks that lie together on the device from ``start`` on, or a hole (``start`` is None)."""
 
     file_block: int
-    count: int
+    length: int
     start: int | None
     unwritten: bool = False
 
@@ -130,7 +130,7 @@ def _inner(fs: "Ext4", inode: Inode, rows: list[tuple[int, int, int, int]], dept
 
 def _leaf(fs: "Ext4", inode: Inode, rows: list[tuple[int, int, int, int]], first: int, end: int) -> Node:
     firsts, starts, counts, unwritten, least = [], [], [], [], first
-    low, blocks = fs.geometry.first_data_block, fs.geometry.blocks
+    low, blocks = max(fs.geometry.first_data_block, 1), fs.geometry.blocks
     for file_block, length, start_hi, start_lo in rows:
         count = length - MAX_WRITTEN if length > MAX_WRITTEN else length
         start = start_lo | start_hi << 32
@@ -138,7 +138,7 @@ def _leaf(fs: "Ext4", inode: Inode, rows: list[tuple[int, int, int, int]], first
             raise Corrupt(Check.EXTENT_LENGTH, inode=inode.number, file_block=file_block)
         if file_block < least or file_block + count > end:
             raise Corrupt(Check.EXTENT_ORDER, inode=inode.number, file_block=file_block, count=count)
-        if start <= low and start + count <= low or start == 0 or start + count > blocks:
+        if start < low or start + count > blocks:
             raise Corrupt(Check.EXTENT_RANGE, inode=inode.number, block=start, count=count)
         firsts.append(file_block)
         starts.append(start)

@@ -18,7 +18,7 @@ class Policy(Enum):
 
 
 class Row(NamedTuple):
-    name: str
+    title: str
     mask: int
     group: str  # compat, ro_compat or incompat
     policy: Policy
@@ -93,12 +93,12 @@ class FeatureSet:
 
     def names(self) -> list[str]:
         """All set features by name, in the order of the table; unknown bits as ``FEATURE_I31`` and the like."""
-        return [feature.value.name for feature in Feature if feature in self._known] + [
+        return [feature.title for feature in Feature if feature in self._known] + [
             name for group in _GROUPS for name in self._unknown(group)]
 
     def refuse_what_cannot_be_read(self) -> None:
         """Raise ``Unsupported`` naming every incompatible feature that keeps the file system from being read."""
-        refused = [feature.value.name for feature in self._known if feature.policy is Policy.REFUSE]
+        refused = [feature.title for feature in self._known if feature.policy is Policy.REFUSE]
         names = refused + self._unknown("incompat")
         if names:
             raise Unsupported(f"unsupported feature: {', '.join(sorted(names))}")

@@ -7,6 +7,7 @@ nodes in blocks of their own behind one unused entry as long as the block.
 import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import checksum, layout
@@ -80,7 +81,7 @@ def _node(fs: "Ext4", directory: Inode, data: bytes, file_block: int, at: int) -
     rows = list(_ENTRY.iter_unpack(data[at:at + count * ENTRY_BYTES]))
     hashes = [0] + [row[0] for row in rows[1:]]
     blocks = [row[1] & 0x0FFFFFFF for row in rows]
-    if any(later < earlier for earlier, later in zip(hashes, hashes[1:], strict=False)):
+    if any(later < earlier for earlier, later in pairwise(hashes)):
         raise Corrupt(Check.HTREE_NODE, inode=directory.number, file_block=file_block, hashes="not ascending")
     most = fs.geometry.blocks_for(directory.size)
     if any(not 0 < block < most for block in blocks):

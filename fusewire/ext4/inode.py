@@ -238,6 +238,6 @@ def _check_flags(fs: "Ext4", inode: Inode) -> None:
     for flag, feature in ((FLAG_EXTENTS, Feature.EXTENTS), (FLAG_INLINE_DATA, Feature.INLINE_DATA),
                           (FLAG_ENCRYPT, Feature.ENCRYPT), (FLAG_CASEFOLD, Feature.CASEFOLD)):
         if flags & flag and feature not in features:
-            raise Corrupt(Check.INODE_FLAGS, inode=inode.number, flags=f"{flags:#x}", without=feature.value.name)
+            raise Corrupt(Check.INODE_FLAGS, inode=inode.number, flags=f"{flags:#x}", without=feature.title)
     if flags & FLAG_EA_INODE or (flags & FLAG_VERITY and not inode.is_regular):
         raise Corrupt(Check.INODE_FLAGS, inode=inode.number, flags=f"{flags:#x}")

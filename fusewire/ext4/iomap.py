@@ -74,10 +74,10 @@ def _mapping(fs: "Ext4", inode: Inode, run: "Run", end: int) -> Mapping:
     flags = 0 if inode.has_extents else MERGED
     if run.start is None:
         known_end = max(end, inode.size)
-        length = min(run.count, max(fs.geometry.blocks_for(known_end) - run.file_block, 1))
+        length = min(run.length, max(fs.geometry.blocks_for(known_end) - run.file_block, 1))
         return Mapping(byte_of(run.file_block), byte_of(length), NULL_ADDR, HOLE, flags)
     kind = UNWRITTEN if run.unwritten else MAPPED
-    return Mapping(byte_of(run.file_block), byte_of(run.count), byte_of(run.start), kind, flags)
+    return Mapping(byte_of(run.file_block), byte_of(run.length), byte_of(run.start), kind, flags)
 
 
 def _inline(fs: "Ext4", pos: int, count: int) -> Mapping:

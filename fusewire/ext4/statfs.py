@@ -97,4 +97,5 @@ def _journal_blocks(fs: "Ext4") -> int:
     number = fs.superblock.fields["journal_inum"]
     if Feature.HAS_JOURNAL not in fs.superblock.features or not number:
         return 0
-    return fs.geometry.block_of(inode.load(fs, number).size)
+    size: int = inode.load(fs, number).size
+    return fs.geometry.block_of(size)

@@ -94,7 +94,7 @@ class Superblock:
             return self._first_block() + 1 + table_block, offset
         meta_group = table_block * geometry.descs_per_block()
         has_super = self.has_copy_in(meta_group)
-        start = geometry.first_block_of(meta_group)
+        start: int = geometry.first_block_of(meta_group)
         if meta_group == 0 and geometry.first_data_block == 0 and geometry.block_bytes == SUPERBLOCK_OFFSET_BYTES:
             start += 1  # 1 KiB blocks with bigalloc: the superblock stands in block 1 of group 0
         return start + has_super, offset

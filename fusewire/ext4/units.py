@@ -1,4 +1,4 @@
-"""The numbers of ext4 by kind, and the only place that multiplies or divides by a block, cluster, group or inode size."""
+"""The numbers of ext4 by kind, and the only place that multiplies or divides by a block, group or inode size."""
 
 from dataclasses import dataclass
 from typing import NewType

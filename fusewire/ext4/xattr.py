@@ -40,7 +40,7 @@ def names(fs: "Ext4", of: Inode, trusted: bool) -> list[bytes]:
     found = []
     for entry in (*xattrstore.in_inode(fs, of), *xattrstore.in_block(fs, of)):
         name = _name_of(fs, entry)
-        if name is not None and (trusted or entry.index != INDEX_TRUSTED):
+        if name is not None and (trusted or entry.namespace != INDEX_TRUSTED):
             found.append(name)
     return found
 
@@ -75,20 +75,20 @@ def _split(fs: "Ext4", name: bytes) -> tuple[int, bytes]:
 
 def _name_of(fs: "Ext4", entry: Entry) -> bytes | None:
     """The full name of an entry, None for what is not shown to anybody."""
-    if entry.index in _ACL_OF:
-        return _ACL_OF[entry.index] if fs.options.acl and not entry.name else None
-    if entry.index == INDEX_USER and not fs.options.user_xattr:
+    if entry.namespace in _ACL_OF:
+        return _ACL_OF[entry.namespace] if fs.options.acl and not entry.name else None
+    if entry.namespace == INDEX_USER and not fs.options.user_xattr:
         return None
-    prefix = _PREFIX_OF.get(entry.index)
+    prefix = _PREFIX_OF.get(entry.namespace)
     return None if prefix is None else prefix + entry.name
 
 
 def _find(fs: "Ext4", of: Inode, index: int, name: bytes) -> Entry | None:
     for entry in xattrstore.in_inode(fs, of):
-        if entry.index == index and entry.name == name:
+        if entry.namespace == index and entry.name == name:
             return entry
     for entry in xattrstore.in_block(fs, of):
-        if entry.index == index and entry.name == name:
+        if entry.namespace == index and entry.name == name:
             return entry
     return None
 

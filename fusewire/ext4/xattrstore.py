@@ -23,7 +23,7 @@ _PAD = 4
 class Entry(NamedTuple):
     """One attribute: its value's bytes, or the inode that holds them."""
 
-    index: int
+    namespace: int
     name: bytes
     value: bytes
     value_inode: int
@@ -56,7 +56,7 @@ def has_area(inode: Inode) -> bool:
 def inline_rest(fs: "Ext4", inode: Inode) -> bytes:
     """The value of ``system.data``: what of an inline inode's content did not fit into its block array."""
     for entry in in_inode(fs, inode):
-        if entry.index == INDEX_SYSTEM and entry.name == INLINE_DATA_NAME:
+        if entry.namespace == INDEX_SYSTEM and entry.name == INLINE_DATA_NAME:
             return entry.value
     return b""
 
