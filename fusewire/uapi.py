@@ -12,6 +12,7 @@ U2  pycparser is not imported as long as fusewire/_uapi.py, generated at install
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Any, Final
 
 from fusewire import uapi_text
@@ -54,7 +55,7 @@ class Codec:
         self.fields = tuple(field for field, _, _ in disjoint)
         self.offsets = {field: offset for field, offset, _ in fields}
         self.struct = struct.Struct(_format_of(size, disjoint))
-        self.unpack = self.struct.unpack_from
+        self.unpack: Callable[..., tuple[Any, ...]] = self.struct.unpack_from
 
     def __repr__(self) -> str:
         return f"<Codec {self.name}: {self.size} bytes>"
