@@ -1,6 +1,7 @@
 """Mounts as context managers: kernel ext4 over a loop device, fuse2fs, and fusewire in the foreground.
 
-Whoever mounts calls `private_mounts` once: in a mount namespace of its own nothing survives the process, however it ends.
+Whoever mounts calls `private_mounts` once: in a mount namespace of its own nothing
+survives the process, however it ends.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True)
 class Mount:
-    """A mounted file system: where it is, who serves it (None: the kernel), and where that process writes its errors."""
+    """A mounted file system: where it is, who serves it (None: the kernel), and where that one writes its log."""
 
     root: Path
     image: Path
@@ -53,7 +54,9 @@ def missing_requirements() -> list[str]:
         lacking.append("root")
     lacking += [f"the device {path}" for path in ("/dev/fuse", "/dev/loop-control") if not os.path.exists(path)]
     programs = {"mke2fs": "e2fsprogs", "debugfs": "e2fsprogs", "mount": "mount", "losetup": "mount"}
-    lacking += [f"the program {name} (Debian package {package})" for name, package in programs.items() if not which(name)]
+    lacking += [
+        f"the program {name} (Debian package {package})" for name, package in programs.items() if not which(name)
+    ]
     return lacking
 
 

@@ -1,7 +1,7 @@
 """What the test images contain: each function writes one subject into a directory of a writable mount.
 
-Everything is written through the kernel, which decides about blocks, hashes and checksums; names and sizes are chosen at
-the edges of the on-disk format.
+Everything is written through the kernel, which decides about blocks, hashes and checksums; names and sizes are chosen
+at the edges of the on-disk format.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from pathlib import Path
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 FS_IOC_SETFLAGS = 0x40086602
-FS_IOC_FSGETXATTR = 0x801C581F
-FS_IOC_FSSETXATTR = 0x401C5820
 FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE = 1, 2, 16
 
 ACL_USER_OBJ, ACL_USER, ACL_GROUP_OBJ, ACL_GROUP, ACL_MASK, ACL_OTHER = 1, 2, 4, 8, 16, 32
@@ -98,7 +96,18 @@ def names(root: Path) -> None:
     """The longest names, and every byte that a name may hold."""
     here = os.fsencode(folder(root, "names"))
     legal = bytes(byte for byte in range(1, 256) if byte != 0x2F)
-    odd = [b"n" * 255, b"n" * 254, b"...", b" ", b"-rf", "gr\u00fc\u00dfe".encode(), b"\xff" * 255, b"a.b", b"a", legal[:254]]
+    odd = [
+        b"n" * 255,
+        b"n" * 254,
+        b"...",
+        b" ",
+        b"-rf",
+        "gr\u00fc\u00dfe".encode(),
+        b"\xff" * 255,
+        b"a.b",
+        b"a",
+        legal[:254],
+    ]
     for name in odd:
         with open(here + b"/" + name, "wb") as file:
             file.write(b"named " + name[:20])
@@ -246,10 +255,11 @@ def acl(*entries: tuple[int, int, int]) -> bytes:
 def acls(root: Path) -> None:
     """Access and default ACLs, short and long, on files and directories."""
     here = folder(root, "acls")
-    base = [(ACL_USER_OBJ, 6, NOBODY_ID), (ACL_USER, 4, 1001), (ACL_GROUP_OBJ, 4, NOBODY_ID)]
-    tail = [(ACL_GROUP, 6, 70_000), (ACL_MASK, 6, NOBODY_ID), (ACL_OTHER, 0, NOBODY_ID)]
-    short = acl(*base, *tail)
-    long = acl(*base, *((ACL_USER, uid % 8, uid) for uid in range(2000, 2030)), *tail)
+    users = [(ACL_USER_OBJ, 6, NOBODY_ID), (ACL_USER, 4, 1001)]
+    groups = [(ACL_GROUP_OBJ, 4, NOBODY_ID), (ACL_GROUP, 6, 70_000)]
+    others = [(ACL_MASK, 6, NOBODY_ID), (ACL_OTHER, 0, NOBODY_ID)]
+    short = acl(*users, *groups, *others)
+    long = acl(*users, *((ACL_USER, uid % 8, uid) for uid in range(2000, 2030)), *groups, *others)
     (here / "plain").write_bytes(b"no acl")
     (here / "file").write_bytes(b"acl")
     os.setxattr(here / "file", "system.posix_acl_access", short)
@@ -325,7 +335,6 @@ INODE_FLAGS = {
     "append": 0x20,
     "nodump": 0x40,
     "noatime": 0x80,
-    "journal-data": 0x4000,
     "notail": 0x8000,
     "several": 0x8 | 0x40 | 0x80,
 }
@@ -351,25 +360,15 @@ def set_flags(path: Path, flags: int) -> None:
         os.close(fd)
 
 
-def project_ids(root: Path) -> None:
+def project_files(root: Path) -> None:
+    """Files that get project ids from debugfs: a kernel without quota formats cannot write them."""
     here = folder(root, "projects")
-    inherit = folder(here, "inherit")
-    set_project(inherit, 4711, 0x200)
-    (inherit / "child").write_bytes(b"inherits")
-    (inherit / "childdir").mkdir()
-    for project in (1, 65536, 4_294_967_294):
+    (folder(here, "inherit") / "child").write_bytes(b"inherits")
+    for project in PROJECTS:
         (here / f"p{project}").write_bytes(b"p")
-        set_project(here / f"p{project}", project, 0)
 
 
-def set_project(path: Path, project: int, xflags: int) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        words = list(struct.unpack("<IIIII8x", fcntl.ioctl(fd, FS_IOC_FSGETXATTR, bytes(28))))
-        words[0], words[3] = words[0] | xflags, project
-        fcntl.ioctl(fd, FS_IOC_FSSETXATTR, struct.pack("<IIIII8x", *words))
-    finally:
-        os.close(fd)
+PROJECTS = (1, 65536, 4_294_967_294)
 
 
 def hashed(count: int, length: int = 12) -> Populate:

@@ -1,8 +1,8 @@
 """Everything a program can ask about a file tree, as sorted text: the differential tests compare two such texts.
 
 One line per name. Fields are ``key=value`` separated by tabs, bytes are escaped, and an error is a value
-(``data=errno=ENOKEY``), so two mounts of one image must give the same lines. Nothing is left out here: what a comparison
-does not look at is listed with its reason in the test that compares.
+(``data=errno=ENOKEY``), so two mounts of one image must give the same lines. Nothing is left out here: what a
+comparison does not look at is listed with its reason in the test that compares.
 
 Only the first name of a hard-linked inode shows the contents, later ones show ``link=PATH`` beside their attributes.
 """
@@ -110,7 +110,9 @@ class Statx:
         return cls(mask, blksize, attributes, attributes_mask, nlink, uid, gid, mode, ino, size, blocks, *times, rdev)
 
 
-def statx(path: bytes, dir_fd: int = -100, flags: int = AT_SYMLINK_NOFOLLOW, mask: int = STATX_BASIC_AND_BTIME) -> Statx:
+def statx(
+    path: bytes, dir_fd: int = -100, flags: int = AT_SYMLINK_NOFOLLOW, mask: int = STATX_BASIC_AND_BTIME
+) -> Statx:
     """What statx(2) says of ``path``; raises OSError."""
     buffer = ctypes.create_string_buffer(256)
     if LIBC.statx(dir_fd, path, flags, mask, buffer) != 0:
@@ -165,33 +167,48 @@ def data_runs(fd: int, size: int, limit: int) -> Iterator[tuple[int, int]]:
         yield start, position
 
 
-def hash_range(fd: int, start: int, end: int, digest: hashlib._Hash, budget: int) -> int:
-    """Bytes read from ``[start, end)``; each 4 KiB that is not all zero goes into ``digest`` with its place."""
-    position, stop = start - start % 4096, min(end, start + budget)
-    while position < stop:
-        data = os.pread(fd, READ_BYTES, position)
+def hash_range(fd: int, start: int, end: int, digest: hashlib._Hash) -> None:
+    """Each 4 KiB of the file in ``[start, end)`` (multiples of 4096) that is not all zero goes into ``digest``."""
+    position = start
+    while position < end:
+        data = os.pread(fd, min(READ_BYTES, end - position), position)
         if not data:
-            break
-        if data.strip(b"\0"):
+            return
+        if data.count(0) != len(data):
             for offset in range(0, len(data), 4096):
                 block = data[offset : offset + 4096]
                 if block != ZERO_BLOCK[: len(block)]:
                     digest.update(struct.pack("<Q", position + offset) + block)
         position += len(data)
-    return position - start
+
+
+def ranges_to_read(runs: list[tuple[int, int]], size: int, budget: int) -> list[tuple[int, int]]:
+    """Ranges in multiples of 4096, in order and apart: the data and both ends of each hole, ``budget`` bytes in all."""
+    pieces = runs + [edge for start, end in holes(runs, size) for edge in ((start, start + 1), (end - 1, end))]
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted((start & -4096, -(-end // 4096) * 4096) for start, end in pieces):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    kept = []
+    for start, end in merged:
+        kept.append((start, min(end, start + budget)))
+        budget -= end - start
+        if budget <= 0:
+            break
+    return kept
 
 
 def content_fields(fd: int, size: int, limits: Limits) -> Fields:
-    """``map``: data ranges; ``data``: hash of what is not zero. Both ends of every hole are read as well."""
+    """``map``: data ranges, asked first (pages read into an unwritten extent become data to SEEK_DATA of ext4);
+    ``data``: hash of what is not zero.
+    """
     digest = hashlib.sha256()
     try:
         runs = list(data_runs(fd, size, limits.runs))
-        budget = limits.file_bytes
-        for start, end in runs:
-            budget -= hash_range(fd, start, end, digest, budget)
-        for start, end in holes(runs, size)[: limits.runs]:
-            hash_range(fd, start, min(start + 4096, end), digest, 4096)
-            hash_range(fd, max(start, end - 4096), end, digest, 4096)
+        for start, end in ranges_to_read(runs, size, limits.file_bytes):
+            hash_range(fd, start, end, digest)
     except OSError as error:
         return {"data": errno_name(error)}
     return {"map": runs_text(runs), "data": digest.hexdigest()[:32]}
@@ -321,7 +338,7 @@ def read_directory(fd: int, limit: int) -> tuple[dict[bytes, tuple[int, int]], s
     return found, "ok"
 
 
-def entries(root: Path, limits: Limits = Limits()) -> Iterator[tuple[str, Fields]]:  # noqa: B008 - frozen
+def entries(root: Path, limits: Limits = Limits()) -> Iterator[tuple[str, Fields]]:
     """``(path, fields)`` of each name below ``root``, itself first as ``.``, every directory in name order."""
     state = Walk(limits)
     fields, _ = entry_fields(state, os.fsencode(root), ".")
@@ -372,7 +389,7 @@ def line(path: str, fields: Mapping[str, str]) -> str:
     return "\t".join([path, *(f"{key}={value}" for key, value in fields.items())])
 
 
-def walk(root: Path, limits: Limits = Limits()) -> Iterator[str]:  # noqa: B008 - frozen
+def walk(root: Path, limits: Limits = Limits()) -> Iterator[str]:
     """The tree at ``root`` as text, one line per name; the last line is its statfs."""
     for path, fields in entries(root, limits):
         yield line(path, fields)
