@@ -31,13 +31,17 @@ class BlockMiss(Exception):
 
 
 class CachedBlock:
-    """One block and the views decoded from it, by a key that the decoder chooses."""
+    """One block and the views decoded from it, by a key that the decoder chooses.
 
-    __slots__ = ("data", "views")
+    ``trusted`` blocks were written by us: they are not verified again, and carry no checksum until a batch closes.
+    """
 
-    def __init__(self, data: bytes) -> None:
+    __slots__ = ("data", "trusted", "views")
+
+    def __init__(self, data: bytes, views: dict[Any, Any] | None = None, trusted: bool = False) -> None:
         self.data = data
-        self.views: dict[Any, Any] = {}
+        self.views: dict[Any, Any] = {} if views is None else views
+        self.trusted = trusted
 
 
 class BlockCache:
@@ -54,6 +58,7 @@ class BlockCache:
         self._young: dict[int, CachedBlock] = {}
         self._old: dict[int, CachedBlock] = {}
         self._failed: dict[int, OSError] = {}
+        self._pinned: dict[int, CachedBlock] = {}
 
     def entry(self, block: int) -> CachedBlock:
         """The block with its views; ``BlockMiss`` if it is not in memory, ``Corrupt`` if there is no such block."""
@@ -66,12 +71,19 @@ class BlockCache:
         """The block's bytes; errors as ``entry``."""
         return self.entry(block).data
 
-    def view(self, block: int, key: object, decode: Callable[[bytes], View]) -> View:
-        """What ``decode`` makes of the block, remembered under ``key`` as long as the block stays."""
+    def view(self, block: int, key: object, decode: Callable[[bytes], View],
+             verify: Callable[[bytes], None] | None = None) -> View:
+        """What ``decode`` makes of the block, remembered under ``key`` as long as the block stays.
+
+        ``verify`` looks at the bytes first, if they come from the disk, and raises ``Corrupt`` if they are bad.
+        """
         entry = self.entry(block)
         view: View | None = entry.views.get(key)
         if view is None:
-            view = entry.views[key] = decode(entry.data)
+            data = bytes(entry.data)
+            if verify is not None and not entry.trusted:
+                verify(data)
+            view = entry.views[key] = decode(data)
         return view
 
     def want(self, blocks: Iterable[int]) -> None:
@@ -82,17 +94,43 @@ class BlockCache:
 
     def holds(self, block: int) -> bool:
         """Whether reading the block would not miss (it is here, is known to fail, or is out of range)."""
-        return block in self._young or block in self._old or block in self._failed or not 0 <= block < self.blocks
+        return (block in self._young or block in self._pinned or block in self._old or block in self._failed
+                or not 0 <= block < self.blocks)
 
     def admit(self, blocks: Mapping[int, bytes | OSError]) -> None:
         """Take in what was fetched: bytes, or the error that the next read of that block raises (once)."""
         for block, data in blocks.items():
             if isinstance(data, OSError):
                 self._failed[block] = data
-            elif block not in self._young and block not in self._old:
+            elif block not in self._young and block not in self._old and block not in self._pinned:
                 self._insert(block, CachedBlock(data))
 
+    def pin(self, block: int, entry: CachedBlock) -> None:
+        """Put a block here that is newer than the disk; it stays until ``unpin``."""
+        self._young.pop(block, None)
+        self._old.pop(block, None)
+        self._pinned[block] = entry
+
+    def unpin(self, block: int, entry: CachedBlock) -> None:
+        """The disk now holds what ``entry`` says: keep it as any other block, unless it was replaced meanwhile."""
+        if self._pinned.get(block) is entry:
+            del self._pinned[block]
+            self._insert(block, entry)
+
+    def drop(self, block: int) -> None:
+        """Forget a block, pinned or not: it was freed."""
+        for generation in (self._pinned, self._young, self._old):
+            generation.pop(block, None)
+
+    @property
+    def pinned_count(self) -> int:
+        """Blocks that are newer than the disk."""
+        return len(self._pinned)
+
     def _entry_of_old_generation(self, block: int) -> CachedBlock:
+        found = self._pinned.get(block)
+        if found is not None:
+            return found
         found = self._old.pop(block, None)
         if found is None:
             if not 0 <= block < self.blocks:

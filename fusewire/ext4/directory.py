@@ -144,13 +144,15 @@ def _is_indexed(fs: "Ext4", directory: Inode) -> bool:
 def _root(fs: "Ext4", directory: Inode) -> htree.Root:
     block = _device_block(fs, directory, 0)
     key = ("htree root", directory.number, directory.generation)
-    return fs.cache.view(block, key, lambda data: htree.root(fs, directory, data))
+    return fs.cache.view(block, key, lambda data: htree.root(fs, directory, data),
+                         lambda data: htree.check_node(fs, directory, data, 0))
 
 
 def _inner(fs: "Ext4", directory: Inode, file_block: int) -> htree.Node:
     block = _device_block(fs, directory, file_block)
     key = ("htree", directory.number, directory.generation)
-    return fs.cache.view(block, key, lambda data: htree.inner(fs, directory, data, file_block))
+    return fs.cache.view(block, key, lambda data: htree.inner(fs, directory, data, file_block),
+                         lambda data: htree.check_node(fs, directory, data, file_block))
 
 
 def _block(fs: "Ext4", directory: Inode, file_block: int) -> DirBlock:
@@ -159,7 +161,9 @@ def _block(fs: "Ext4", directory: Inode, file_block: int) -> DirBlock:
     if not fs.cache.holds(block):
         _read_ahead(fs, directory, file_block)
     key = ("directory", directory.number, directory.generation)
-    return fs.cache.view(block, key, lambda data: _decode(fs, directory, data, file_block))
+    return fs.cache.view(block, key, lambda data: dirblock.decode(
+        fs, data, encrypted=directory.is_encrypted, inode=directory.number, file_block=file_block),
+        lambda data: _verify(fs, directory, data, file_block))
 
 
 def _device_block(fs: "Ext4", directory: Inode, file_block: int) -> int:
@@ -186,14 +190,13 @@ def _read_ahead(fs: "Ext4", directory: Inode, file_block: int) -> None:
     fs.cache.want(wanted)
 
 
-def _decode(fs: "Ext4", directory: Inode, data: bytes, file_block: int) -> DirBlock:
-    number = directory.number
-    if fs.has_checksums:
-        if _is_node(fs, directory, data, file_block):
-            htree.check_node(fs, directory, data, file_block)
-        elif not checksum.dir_block_ok(data, fs.seed_of(directory)):
-            raise Corrupt(Check.DIRECTORY_CHECKSUM, inode=number, file_block=file_block)
-    return dirblock.decode(fs, data, encrypted=directory.is_encrypted, inode=number, file_block=file_block)
+def _verify(fs: "Ext4", directory: Inode, data: bytes, file_block: int) -> None:
+    if not fs.has_checksums:
+        return
+    if _is_node(fs, directory, data, file_block):
+        htree.check_node(fs, directory, data, file_block)
+    elif not checksum.dir_block_ok(data, fs.seed_of(directory)):
+        raise Corrupt(Check.DIRECTORY_CHECKSUM, inode=directory.number, file_block=file_block)
 
 
 def _is_node(fs: "Ext4", directory: Inode, data: bytes, file_block: int) -> bool:

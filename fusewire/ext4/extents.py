@@ -89,13 +89,13 @@ def _child(fs: "Ext4", inode: Inode, parent: Node, index: int) -> Node:
     if not fs.cache.holds(block):
         fs.cache.want(parent.starts[index:index + READAHEAD_NODES])
     key = ("extents", inode.number, inode.generation, depth, first, end)
-    return fs.cache.view(block, key, lambda data: _decode_block(fs, inode, data, block, depth, first, end))
+    return fs.cache.view(block, key, lambda data: _decode(fs, inode, data, depth, first, end),
+                         lambda data: _verify(fs, inode, data, block))
 
 
-def _decode_block(fs: "Ext4", inode: Inode, data: bytes, block: int, depth: int, first: int, end: int) -> Node:
+def _verify(fs: "Ext4", inode: Inode, data: bytes, block: int) -> None:
     if fs.has_checksums and not checksum.extent_block_ok(data, fs.seed_of(inode)):
         raise Corrupt(Check.EXTENT_CHECKSUM, inode=inode.number, block=block)
-    return _decode(fs, inode, data, depth, first, end)
 
 
 def _decode(fs: "Ext4", inode: Inode, data: bytes, depth: int | None, first: int, end: int) -> Node:

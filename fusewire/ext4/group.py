@@ -39,13 +39,15 @@ def load(fs: "Ext4", group: int) -> GroupDesc:
     entry = fs.cache.entry(block)
     found: GroupDesc | None = entry.views.get(("group", group))
     if found is None:
-        found = entry.views["group", group] = _decode(fs, group, entry.data, offset)
+        raw = bytes(entry.data[offset:offset + fs.geometry.group_desc_bytes])
+        if not entry.trusted:
+            _verify(fs, group, raw)
+        found = entry.views["group", group] = _decode(fs, group, raw)
     return found
 
 
-def _decode(fs: "Ext4", group: int, block: bytes, offset: int) -> GroupDesc:
-    geometry, superblock = fs.geometry, fs.superblock
-    raw = block[offset:offset + geometry.group_desc_bytes]
+def _verify(fs: "Ext4", group: int, raw: bytes) -> None:
+    superblock = fs.superblock
     if superblock.has_checksums:
         verified = checksum.group_desc_ok(raw, group, superblock.seed)
     else:
@@ -53,7 +55,11 @@ def _decode(fs: "Ext4", group: int, block: bytes, offset: int) -> GroupDesc:
             raw, group, superblock.uuid)
     if not verified:
         raise Corrupt(Check.GROUP_CHECKSUM, group=group)
-    desc = GroupDesc(raw, Feature.BIT64 in superblock.features)
+
+
+def _decode(fs: "Ext4", group: int, raw: bytes) -> GroupDesc:
+    geometry = fs.geometry
+    desc = GroupDesc(raw, fs.is_64bit)
     last_table_block = desc.inode_table + geometry.inode_table_blocks() - 1
     for name, at in (("block_bitmap", desc.block_bitmap), ("inode_bitmap", desc.inode_bitmap),
                      ("inode_table", desc.inode_table), ("inode_table_end", FsBlock(last_table_block))):

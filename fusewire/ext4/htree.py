@@ -73,7 +73,6 @@ def check_node(fs: "Ext4", directory: Inode, data: bytes, file_block: int) -> No
 
 
 def _node(fs: "Ext4", directory: Inode, data: bytes, file_block: int, at: int) -> Node:
-    check_node(fs, directory, data, file_block)
     limit, count = _LIMIT_COUNT.unpack_from(data, at)
     fits = (len(data) - at - (TAIL_BYTES if fs.has_checksums else 0)) // ENTRY_BYTES
     if limit != fits or not 0 < count <= limit:

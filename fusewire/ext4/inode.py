@@ -128,7 +128,9 @@ def load(fs: "Ext4", number: int) -> Inode:
     entry = cache.entry(table + block)
     found: Inode | None = entry.views.get(number)
     if found is None:
-        raw = entry.data[offset:offset + geometry.inode_bytes]
+        raw = bytes(entry.data[offset:offset + geometry.inode_bytes])
+        if not entry.trusted:
+            _verify(fs, number, raw)
         found = entry.views[number] = _decode(fs, InodeNumber(number), raw)
     return found
 
@@ -162,7 +164,6 @@ def _decode(fs: "Ext4", number: InodeNumber, raw: bytes) -> Inode:
     inode.uid, inode.gid = uid_lo | uid_hi << 16, gid_lo | gid_hi << 16
     inode.file_acl = acl_lo | (acl_hi << 32 if fs.is_64bit else 0)
     _decode_extra(fs, inode, raw, (atime, ctime, mtime), version_lo)
-    _check_checksum(fs, inode)
     inode.size = size_lo | (size_hi << 32 if inode.is_regular or fs.has_large_dir else 0)
     inode.sectors = _sectors(fs, inode.flags, blocks_lo, blocks_hi)
     inode.rdev = _device(inode.block) if inode.kind in _DEVICES else (0, 0)
@@ -187,10 +188,9 @@ def _decode_extra(fs: "Ext4", inode: Inode, raw: bytes, times: tuple[int, int, i
     inode.project = extra.get("projid", 0) if fs.has_project else 0
 
 
-def _check_checksum(fs: "Ext4", inode: Inode) -> None:
-    if not fs.superblock.has_checksums or checksum.inode_ok(inode.raw, inode.number, fs.superblock.seed):
-        return
-    raise Corrupt(Check.INODE_CHECKSUM, inode=inode.number)
+def _verify(fs: "Ext4", number: int, raw: bytes) -> None:
+    if fs.has_checksums and not checksum.inode_ok(raw, number, fs.superblock.seed):
+        raise Corrupt(Check.INODE_CHECKSUM, inode=number)
 
 
 def _time(seconds: int, extra: int) -> Time:

@@ -44,7 +44,8 @@ def in_block(fs: "Ext4", inode: Inode) -> tuple[Entry, ...]:
     block = inode.file_acl
     if not block:
         return ()
-    return fs.cache.view(block, "xattrs", lambda data: _decode_block(fs, inode, data))
+    return fs.cache.view(block, "xattrs", lambda data: _decode_block(inode, data),
+                         lambda data: _verify(fs, inode, data))
 
 
 def has_area(inode: Inode) -> bool:
@@ -68,13 +69,16 @@ def _decode_inode(inode: Inode) -> tuple[Entry, ...]:
     return _decode_entries(inode.raw[start + 4:], 0, inode=inode.number)
 
 
-def _decode_block(fs: "Ext4", inode: Inode, data: bytes) -> tuple[Entry, ...]:
+def _decode_block(inode: Inode, data: bytes) -> tuple[Entry, ...]:
     magic, _, blocks, _, _ = layout.XATTR_HEADER.unpack(data)
     if magic != MAGIC or blocks != 1:
         raise Corrupt(Check.XATTR_MAGIC, inode=inode.number, block=inode.file_acl, magic=f"{magic:#010x}")
+    return _decode_entries(data, layout.XATTR_HEADER.size, inode=inode.number, block=inode.file_acl)
+
+
+def _verify(fs: "Ext4", inode: Inode, data: bytes) -> None:
     if fs.has_checksums and not checksum.xattr_block_ok(data, inode.file_acl, fs.superblock.seed):
         raise Corrupt(Check.XATTR_CHECKSUM, inode=inode.number, block=inode.file_acl)
-    return _decode_entries(data, layout.XATTR_HEADER.size, inode=inode.number, block=inode.file_acl)
 
 
 def _decode_entries(area: bytes, start: int, **where: object) -> tuple[Entry, ...]:
