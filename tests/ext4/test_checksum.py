@@ -148,7 +148,8 @@ def image_of(content: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             path = folder / name
             with open(path, "wb") as file:
                 file.truncate(64 << 20)
-            run("mke2fs", "-q", "-F", "-t", "ext4", "-b", "1024", "-N", "4096", *RECIPES[name], "-d", str(content), str(path))
+            options = ["-b", "1024", "-N", "4096", *RECIPES[name], "-d", str(content)]
+            run("mke2fs", "-q", "-F", "-t", "ext4", *options, str(path))
             value = folder / "value"
             value.write_bytes(b"v" * 500)
             debugfs(path, f"ea_set -f {value} /few/name user.long")
