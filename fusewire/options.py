@@ -1,0 +1,254 @@
+"""The ``-o`` string of mount(8), parsed: mount flags for the kernel, ext4's options, fusewire's own.
+
+Sources: mount(8), ext4(5), kernel documentation "ext4 General Information", Options.  One table row per option says
+what it means; a later option overrides an earlier one.  A value may stand in double quotes, and then hold commas.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+# mount(2) flags, linux/mount.h
+MS_RDONLY = 1 << 0
+MS_NOSUID = 1 << 1
+MS_NODEV = 1 << 2
+MS_NOEXEC = 1 << 3
+MS_SYNCHRONOUS = 1 << 4
+MS_DIRSYNC = 1 << 7
+MS_NOSYMFOLLOW = 1 << 8
+MS_NOATIME = 1 << 10
+MS_NODIRATIME = 1 << 11
+MS_RELATIME = 1 << 21
+MS_STRICTATIME = 1 << 24
+MS_LAZYTIME = 1 << 25
+
+_ATIME = MS_NOATIME | MS_RELATIME | MS_STRICTATIME
+MIB = 1 << 20
+
+
+class OptionError(Exception):
+    """An option that mount(8)'s user has to change; the text names it."""
+
+
+@dataclass(slots=True)
+class MountOptions:
+    """The parsed option string.  Everything has the value that holds when nothing was said."""
+
+    flags: int = 0                      # MS_*; MS_RDONLY when ``ro`` was said
+    access: str = ""                    # "ro" or "rw" as said last, "" when neither was
+    # ext4(5)
+    noload: bool = False                # do not replay the journal
+    errors: str = ""                    # continue, remount-ro or panic; "" as the superblock says
+    minixdf: bool = False               # statfs reports the blocks of the metadata too
+    user_xattr: bool = True
+    acl: bool = True
+    superblock: int = 1                 # which copy to read, in units of 1 KiB (``sb=``)
+    write_options: dict[str, str | None] = field(default_factory=dict)  # what only concerns writing, unread so far
+    # FUSE
+    allow_other: bool | None = None     # None: root's mounts are for everybody, a user's for that user
+    security: dict[str, str] = field(default_factory=dict)              # SELinux contexts, for the kernel
+    # fusewire
+    loop: bool = True                   # image files go behind a loop device, the mount is a fuseblk
+    offset_bytes: int = 0               # where the file system starts in the source
+    sizelimit_bytes: int = 0            # how much of the source may be used; 0: all that follows
+    partition: int = 0                  # number of the partition that holds the file system; 0: not a whole disk
+    cache_bytes: int = 0                # limit of the metadata cache; 0: the built-in one
+    ignored: list[str] = field(default_factory=list)                    # said, but without effect here
+
+    @property
+    def read_only(self) -> bool:
+        """Whether ``ro`` was asked for (and not overridden by ``rw``)."""
+        return self.access == "ro"
+
+    def notes(self) -> list[str]:
+        """Sentences to log about options that have no effect."""
+        return [f"option {text} has no effect here" for text in self.ignored]
+
+
+_Apply = Callable[[MountOptions, str, str | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One option: whether it takes ``=value`` and what it does."""
+
+    value: str          # "no", "must" or "may" take a value
+    apply: _Apply
+
+
+def _flags(on: int = 0, off: int = 0) -> _Row:
+    def apply(options: MountOptions, _name: str, _value: str | None) -> None:
+        options.flags = options.flags & ~off | on
+    return _Row("no", apply)
+
+
+def _access(name: str) -> _Row:
+    def apply(options: MountOptions, _name: str, _value: str | None) -> None:
+        options.access = name
+        options.flags = options.flags & ~MS_RDONLY | (MS_RDONLY if name == "ro" else 0)
+    return _Row("no", apply)
+
+
+def _set(attribute: str, value: object) -> _Row:
+    def apply(options: MountOptions, _name: str, _value: str | None) -> None:
+        setattr(options, attribute, value)
+    return _Row("no", apply)
+
+
+def _one_of(attribute: str, *choices: str) -> _Row:
+    def apply(options: MountOptions, name: str, value: str | None) -> None:
+        if value not in choices:
+            raise OptionError(f"option {name}={value}: must be {', '.join(choices[:-1])} or {choices[-1]}")
+        setattr(options, attribute, value)
+    return _Row("must", apply)
+
+
+_UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
+_NUMBER = re.compile(r"(?P<digits>0[xX][0-9a-fA-F]+|[0-9]+)(?P<unit>[kKmMgGtT]?)(i?[bB])?", re.ASCII)
+_LARGEST = (1 << 63) - 1    # loff_t
+
+
+def parse_bytes(name: str, text: str | None, unit_bytes: int = 1) -> int:
+    """A number with an optional unit (K, M, G, T: powers of 1024) in bytes; without one it counts ``unit_bytes``."""
+    match = _NUMBER.fullmatch(text or "")
+    if match is None or len(match["digits"]) > 20:
+        raise OptionError(f"option {name}={text}: not a number of bytes")
+    number = int(match["digits"], 16 if match["digits"][:2] in ("0x", "0X") else 10)
+    size = number << _UNITS[match["unit"].lower()] if match["unit"] else number * unit_bytes
+    if size > _LARGEST:
+        raise OptionError(f"option {name}={text}: too large")
+    return size
+
+
+def _bytes(attribute: str, unit_bytes: int = 1) -> _Row:
+    def apply(options: MountOptions, name: str, value: str | None) -> None:
+        setattr(options, attribute, parse_bytes(name, value, unit_bytes))
+    return _Row("must", apply)
+
+
+def _count(attribute: str, least: int, most: int) -> _Row:
+    def apply(options: MountOptions, name: str, value: str | None) -> None:
+        text = value or ""
+        if not (text.isascii() and text.isdigit() and len(text) <= 20 and least <= int(text) <= most):
+            raise OptionError(f"option {name}={value}: must be a number from {least} to {most}")
+        setattr(options, attribute, int(text))
+    return _Row("must", apply)
+
+
+def _ignore(_options: MountOptions, _name: str, _value: str | None) -> None:
+    """For options that mount(8) and fstab(5) keep to themselves."""
+
+
+def _note(options: MountOptions, name: str, value: str | None) -> None:
+    """For options that the kernel's ext4 has and that have no meaning here."""
+    options.ignored.append(name if value is None else f"{name}={value}")
+
+
+def _for_writing(options: MountOptions, name: str, value: str | None) -> None:
+    options.write_options[name] = value
+
+
+def _security(options: MountOptions, name: str, value: str | None) -> None:
+    options.security[name] = value or ""
+
+
+def _rows(names: str, row: _Row) -> dict[str, _Row]:
+    return dict.fromkeys(names.split(), row)
+
+
+_USER = MS_NOSUID | MS_NODEV | MS_NOEXEC
+
+_TABLE: dict[str, _Row] = {
+    # mount(8): flags of the mount and of the file system
+    "ro": _access("ro"), "rw": _access("rw"),
+    "nosuid": _flags(MS_NOSUID), "suid": _flags(off=MS_NOSUID),
+    "nodev": _flags(MS_NODEV), "dev": _flags(off=MS_NODEV),
+    "noexec": _flags(MS_NOEXEC), "exec": _flags(off=MS_NOEXEC),
+    "nosymfollow": _flags(MS_NOSYMFOLLOW), "symfollow": _flags(off=MS_NOSYMFOLLOW),
+    "sync": _flags(MS_SYNCHRONOUS), "async": _flags(off=MS_SYNCHRONOUS), "dirsync": _flags(MS_DIRSYNC),
+    "noatime": _flags(MS_NOATIME, off=_ATIME), "atime": _flags(off=MS_NOATIME),
+    "relatime": _flags(MS_RELATIME, off=_ATIME), "norelatime": _flags(off=MS_RELATIME),
+    "strictatime": _flags(MS_STRICTATIME, off=_ATIME), "nostrictatime": _flags(off=MS_STRICTATIME),
+    "nodiratime": _flags(MS_NODIRATIME), "diratime": _flags(off=MS_NODIRATIME),
+    "lazytime": _flags(MS_LAZYTIME), "nolazytime": _flags(off=MS_LAZYTIME),
+    # mount(8) gives these a meaning for flags besides its own checks of who may mount
+    **_rows("user users", _flags(_USER)), **_rows("owner group", _flags(MS_NOSUID | MS_NODEV)),
+    **_rows("defaults auto noauto nouser nousers noowner nogroup nofail _netdev silent loud iversion noiversion mand "
+            "nomand", _Row("no", _ignore)),
+    "comment": _Row("may", _ignore), "user_id": _Row("must", _ignore), "group_id": _Row("must", _ignore),
+    **_rows("context fscontext defcontext rootcontext", _Row("must", _security)),
+    # ext4(5): what reading obeys
+    **_rows("noload norecovery", _set("noload", True)),
+    "errors": _one_of("errors", "continue", "remount-ro", "panic"),
+    "minixdf": _set("minixdf", True), "bsddf": _set("minixdf", False),
+    "user_xattr": _set("user_xattr", True), "nouser_xattr": _set("user_xattr", False),
+    "acl": _set("acl", True), "noacl": _set("acl", False),
+    "sb": _count("superblock", 1, (1 << 48) - 1),
+    # ext4(5): what only writing obeys
+    **_rows("data commit journal_ioprio journal_path journal_dev min_batch_time max_batch_time stripe data_err resuid "
+            "resgid max_dir_size_kb usrjquota grpjquota jqfmt", _Row("must", _for_writing)),
+    **_rows("barrier auto_da_alloc init_itable discard quota usrquota grpquota prjquota", _Row("may", _for_writing)),
+    **_rows("nobarrier noauto_da_alloc noinit_itable nodiscard noquota delalloc nodelalloc journal_checksum "
+            "nojournal_checksum journal_async_commit grpid nogrpid bsdgroups sysvgroups i_version noi_version "
+            "journal_update dioread_lock dioread_nolock", _Row("no", _for_writing)),
+    # ext4(5): tuning of the kernel's implementation
+    **_rows("inode_readahead_blks debug_want_extra_isize mb_optimize_scan fc_debug_max_replay dax", _Row("may", _note)),
+    **_rows("nombcache no_mbcache oldalloc orlov nobh bh nocheck block_validity noblock_validity debug warn_on_error "
+            "nowarn_on_error prefetch_block_bitmaps no_prefetch_block_bitmaps inlinecrypt", _Row("no", _note)),
+    "check": _Row("must", _note),
+    # FUSE, as people who use other FUSE file systems write them
+    "allow_other": _set("allow_other", True), "noallow_other": _set("allow_other", False),
+    **_rows("default_permissions", _Row("no", _ignore)),
+    # fusewire
+    "noloop": _set("loop", False), "loop": _set("loop", True),
+    "offset": _bytes("offset_bytes"), "sizelimit": _bytes("sizelimit_bytes"),
+    "part": _count("partition", 1, 1 << 16), "cache_size": _bytes("cache_bytes", MIB),
+}
+
+
+def split_options(text: str) -> list[str]:
+    """The comma-separated parts of an option string; commas between double quotes do not separate."""
+    parts, quoted, start = [], False, 0
+    for position, character in enumerate(text):
+        if character == '"':
+            quoted = not quoted
+        elif character == "," and not quoted:
+            parts.append(text[start:position])
+            start = position + 1
+    if quoted:
+        raise OptionError("options: a double quote is not closed")
+    parts.append(text[start:])
+    return [part for part in parts if part]
+
+
+def _apply_one(options: MountOptions, part: str) -> None:
+    name, equals, raw = part.partition("=")
+    value = raw.strip('"') if equals else None
+    if name.startswith(("x-", "X-")):
+        return
+    row = _TABLE.get(name)
+    if row is None:
+        raise OptionError(f"unknown option: {name}")
+    if row.value == "must" and not value:
+        raise OptionError(f"option {name} needs a value: {name}=…")
+    if row.value == "no" and value is not None:
+        raise OptionError(f"option {name} takes no value: {part}")
+    row.apply(options, name, value)
+
+
+def _check_together(options: MountOptions) -> None:
+    if options.partition and options.offset_bytes:
+        raise OptionError("options part= and offset= both say where the file system starts; give one")
+    if options.offset_bytes % 512 or options.sizelimit_bytes % 512:
+        raise OptionError("options offset= and sizelimit= must be multiples of 512 bytes")
+
+
+def parse_options(text: str) -> MountOptions:
+    """The options in a mount(8) ``-o`` string.  ``OptionError`` names the first that is unknown or malformed."""
+    options = MountOptions()
+    for part in split_options(text):
+        _apply_one(options, part)
+    _check_together(options)
+    if options.read_only:
+        options.ignored += [n if v is None else f"{n}={v}" for n, v in options.write_options.items()]
+    return options
