@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tests import encrypted, populate, verity_image
@@ -284,7 +285,7 @@ def attributes() -> Iterator[Recipe]:
     yield kernel("ea_inode", "-t ext4 -O ea_inode", populate.xattrs, populate.ea_inodes)
     yield kernel("ea_inode-1k", "-t ext4 -b 1024 -O ea_inode,^metadata_csum", populate.xattrs, populate.ea_inodes)
     for name, arguments in {"project": "-O project", "quota": "-O quota -Q usrquota,grpquota,prjquota"}.items():
-        yield Recipe(name, lambda path, arguments=arguments: with_projects(path, arguments))
+        yield Recipe(name, partial(with_projects, features=arguments))
     yield kernel("inode-flags", "-t ext4", populate.inode_flags, finish=("sif /flags/notail flags 0x8c000",))
     yield kernel("orphan_file", "-t ext4 -O orphan_file", *ORDINARY)
     yield kernel("fast_commit", "-t ext4 -O fast_commit", *ORDINARY)
@@ -293,9 +294,9 @@ def attributes() -> Iterator[Recipe]:
 def policies() -> Iterator[Recipe]:
     """Encryption, verity, casefold."""
     for version in (1, 2):
-        yield Recipe(f"encrypt-v{version}", lambda path, version=version: encrypted_image(path, version))
-    yield Recipe("verity", lambda path: verity(path, corrupt=False), kernel_mountable=False)
-    yield Recipe("verity-corrupt", lambda path: verity(path, corrupt=True), kernel_mountable=False)
+        yield Recipe(f"encrypt-v{version}", partial(encrypted_image, version=version))
+    yield Recipe("verity", partial(verity, corrupt=False), kernel_mountable=False)
+    yield Recipe("verity-corrupt", partial(verity, corrupt=True), kernel_mountable=False)
     flags = tuple(f"sif /{name} flags 0x40080000" for name in ("casefold", "casefold-large"))
     casefold = "-t ext4 -b 1024 -O casefold -E encoding=utf8"
     yield copied("casefold", casefold, (casefold_names, populate.plain_files), 32 * MIB, flags)

@@ -85,13 +85,14 @@ def fusewire_environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(CHECKOUT), "PYTHONUNBUFFERED": "1"}
 
 
-def run(*command: str | Path, check: bool = True, **particulars: object) -> subprocess.CompletedProcess[str]:
+def run(
+    *command: str | Path, check: bool = True, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run ``command``; its output is in the error if it fails."""
-    done = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, errors="replace", check=False, **particulars
-    )  # type: ignore[call-overload]
+    words = [str(word) for word in command]
+    done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False, env=env)
     if check and done.returncode != 0:
-        raise MountRefused(done.returncode, f"{' '.join(map(str, command))}: {done.stdout}{done.stderr}")
+        raise MountRefused(done.returncode, f"{' '.join(words)}: {done.stdout}{done.stderr}")
     return done
 
 

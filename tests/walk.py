@@ -18,6 +18,7 @@ import stat
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -106,8 +107,10 @@ class Statx:
             "<IIQIIIH2xQQQQ", raw
         )
         times = [sec * 10**9 + nsec for sec, nsec in struct.iter_unpack("<qI4x", raw[64:128])]
+        atime, btime, ctime, mtime = times
         rdev = struct.unpack_from("<II", raw, 128)
-        return cls(mask, blksize, attributes, attributes_mask, nlink, uid, gid, mode, ino, size, blocks, *times, rdev)
+        common = (mask, blksize, attributes, attributes_mask, nlink, uid, gid, mode, ino, size, blocks)
+        return cls(*common, atime, btime, ctime, mtime, rdev)
 
 
 def statx(
@@ -235,16 +238,17 @@ def value_text(value: bytes) -> str:
 def xattr_text(path: bytes) -> str:
     """All extended attributes of ``path``, sorted, with short values whole."""
     names = sorted(os.fsencode(name) for name in os.listxattr(path, follow_symlinks=False))
-    return ",".join(
-        f"{escape(name)}:" + attempt(lambda name=name: value_text(os.getxattr(path, name, follow_symlinks=False)))
-        for name in names
-    )
+    return ",".join(f"{escape(name)}:{attempt(partial(xattr_value, path, name))}" for name in names)
+
+
+def xattr_value(path: bytes, name: bytes) -> str:
+    return value_text(os.getxattr(path, name, follow_symlinks=False))
 
 
 def acl_text(path: bytes, name: str) -> str:
     """A POSIX ACL asked for by name (a list of names need not show it), or ``-``."""
     try:
-        return value_text(os.getxattr(path, name, follow_symlinks=False))
+        return xattr_value(path, name.encode())
     except OSError as error:
         return "-" if error.errno in (errno.ENODATA, errno.EOPNOTSUPP) else errno_name(error)
 
