@@ -7,7 +7,8 @@ the data, so nobody sees the rest.
 The tree hashes blocks of ``block_bytes``, which may be smaller than those of the file system.  Level 0 holds the hashes
 of the data blocks, level 1 those of level 0's blocks, and so on, until one block is left: its hash is the root hash.
 Data of a single block has no tree, its hash is the root hash; empty data has no hash at all (zeros).  The tree is
-stored from its root block down.  Every block is hashed behind the salt, which is padded with zeros to the hash's own block.
+stored from its root block down.  Every block is hashed behind the salt, which is padded with zeros to the block of the
+hash function.
 
 Source: kernel documentation, filesystems/fsverity, "Merkle tree" and "fs-verity descriptor"; ext4, "Verity files".
 """
