@@ -6,6 +6,7 @@ survives the process, however it ends.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import select
@@ -14,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -191,3 +193,27 @@ def fusewire_mount(image: Path, options: str = "ro,noatime", prefix: tuple[str, 
         command = [*prefix, *fusewire_command(), "mount", "-f", "-o", options, str(image), str(target)]
         with served(command, target, image, [*fusewire_command(), "umount"]) as mounted:
             yield mounted
+
+
+def wait_unused(image: Path) -> None:
+    """Wait until no loop device and no process holds ``image`` (a detached server ends a little after its mount)."""
+    deadline = time.monotonic() + READY_SECONDS
+    wanted = os.stat(image)
+    while holders(wanted):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{image}: still in use: {holders(wanted)}")
+        os.sched_yield()
+
+
+def holders(wanted: os.stat_result) -> list[str]:
+    """The loop devices over, and the other processes that have open, the file with this identity."""
+    found = []
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(backing.read_text().rstrip("\n")), wanted):
+                found.append(backing.parts[3])
+    for fd in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(fd), wanted) and int(fd.parts[2]) != os.getpid():
+                found.append(str(fd))
+    return found

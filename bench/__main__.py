@@ -1,0 +1,108 @@
+"""Run the workloads, interleaved, and print how fusewire and fuse2fs compare with kernel ext4."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.images import cached
+from bench.report import Results, as_json, as_markdown
+from bench.sides import SIDES, Side, forget_pages, load_pages, start_detached
+from bench.workloads import WORKLOADS, Workload
+from tests.mounting import missing_requirements, mount_point, mount_table, private_mounts, run, wait_unused, which
+
+
+def arguments(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument(
+        "--only", action="append", metavar="NAME", help="run the workloads that match NAME (may hold *)"
+    )
+    parser.add_argument("--side", action="append", choices=list(SIDES), help="measure this side; may be repeated")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds (default 5); the table shows medians")
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "fusewire-bench", metavar="DIR")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample to FILE as well")
+    parser.add_argument("--list", action="store_true", help="name the workloads and stop")
+    return parser.parse_args(words)
+
+
+def chosen(only: list[str] | None) -> list[Workload]:
+    return [work for work in WORKLOADS if not only or any(fnmatch.fnmatch(work.name, pattern) for pattern in only)]
+
+
+def mount_seconds(side: Side, image: Path) -> float:
+    """From the start of the mount command to the names of the root directory [s]."""
+    with mount_point() as target:
+        begin = time.perf_counter()
+        start_detached(side, image, target)
+        while target not in mount_table():  # fuse2fs returns before it is mounted
+            os.sched_yield()
+        os.listdir(target)
+        elapsed = time.perf_counter() - begin
+        run("umount", target)
+        wait_unused(image)
+    return elapsed
+
+
+def measure_once(work: Workload, side: Side, image: Path) -> float:
+    """One sample of ``work`` on a mount made for it."""
+    if work.start == "cached":
+        load_pages(image)
+    else:
+        forget_pages(image)
+    if work.measure is None:
+        return mount_seconds(side, image)
+    with side.mount(image) as mounted:
+        return work.measure(mounted)
+
+
+def run_round(number: int, works: list[Workload], sides: list[str], cache: Path, results: Results) -> None:
+    """One sample of each workload on each side; the side that begins changes with the round."""
+    for work in works:
+        names = [name for name in sides if name in work.sides and number < min(work.rounds, SIDES[name].rounds)]
+        if not names:
+            continue
+        image = cached(work.image, cache)
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            try:
+                results.add(work.name, name, measure_once(work, SIDES[name], image))
+            except Exception as error:  # one broken figure must not cost the others; the table says so
+                results.fail(work.name, name, f"{type(error).__name__}: {error}")
+
+
+def lacking() -> list[str]:
+    programs = {"fuse2fs": "fuse2fs", "fio": "fio", "find": "findutils", "grep": "grep"}
+    return missing_requirements() + [
+        f"{name} (package {package})" for name, package in programs.items() if not which(name)
+    ]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    options = arguments(words)
+    works = chosen(options.only)
+    if options.list or not works:
+        print("\n".join(f"{work.name:20} {work.meaning}" for work in WORKLOADS))
+        return 0 if options.list else 2
+    if missing := lacking():
+        print("bench: needs " + ", ".join(missing), file=sys.stderr)
+        return 1
+    private_mounts()
+    options.cache.mkdir(parents=True, exist_ok=True)
+    results = Results()
+    for number in range(options.rounds):
+        run_round(number, works, options.side or list(SIDES), options.cache, results)
+        print(f"round {number + 1} of {options.rounds} done", file=sys.stderr, flush=True)
+    print(as_markdown(works, results))
+    if options.json:
+        options.json.write_text(as_json(works, results))
+    return 1 if results.failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,90 @@
+"""The three servers of one image, and what can be asked about the process that serves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.mounting import Mount, fuse2fs_mount, fusewire_command, fusewire_environment, fusewire_mount, kernel_mount
+
+
+@dataclass(frozen=True)
+class Side:
+    """One server: how to mount in the foreground, and the command a person would type.
+
+    ``rounds``: the most that are worth their time; fuse2fs takes minutes for one and is far from the others.
+    """
+
+    name: str
+    mount: Callable[[Path], AbstractContextManager[Mount]]
+    command: Callable[[Path, Path], list[str]]
+    rounds: int = 1000
+
+
+def kernel_command(image: Path, target: Path) -> list[str]:
+    return ["mount", "-t", "ext4", "-o", "loop,ro", str(image), str(target)]
+
+
+def fuse2fs_command(image: Path, target: Path) -> list[str]:
+    return ["fuse2fs", "-o", "ro,allow_other,default_permissions", str(image), str(target)]
+
+
+def fusewire_mount_command(image: Path, target: Path) -> list[str]:
+    return [*fusewire_command(), "mount", "-o", "ro", str(image), str(target)]
+
+
+SIDES = {
+    "kernel": Side("kernel", lambda image: kernel_mount(image, "ro"), kernel_command),
+    "fuse2fs": Side("fuse2fs", fuse2fs_mount, fuse2fs_command, rounds=2),
+    "fusewire": Side("fusewire", lambda image: fusewire_mount(image, "ro"), fusewire_mount_command),
+}
+
+
+def start_detached(side: Side, image: Path, target: Path) -> None:
+    """Run the ordinary mount command, which returns when it thinks that the mount is there."""
+    subprocess.run(
+        side.command(image, target), check=True, env=fusewire_environment(), cwd="/", stdout=2, stdin=subprocess.DEVNULL
+    )
+
+
+def cpu_ns(pid: int) -> int:
+    """Processor time that all threads of ``pid`` have used [ns]."""
+    tasks = Path(f"/proc/{pid}/task")
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir())
+
+
+def resident_bytes(pid: int, field: str = "VmRSS") -> int:
+    """Resident memory of ``pid`` now, or with ``VmHWM`` at its highest."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise LookupError(field)
+
+
+def forget_pages(path: Path) -> None:
+    """Take the pages of the image out of memory: with the mount gone, nothing of the file system is left in it."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fdatasync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+
+
+def load_pages(path: Path) -> None:
+    """Read the data of the image into memory."""
+    buffer = bytearray(1 << 20)
+    with open(path, "rb", buffering=0) as file:
+        position, size = 0, os.fstat(file.fileno()).st_size
+        while position < size:
+            try:
+                position = os.lseek(file.fileno(), position, os.SEEK_DATA)
+            except OSError:
+                return
+            end = os.lseek(file.fileno(), position, os.SEEK_HOLE)
+            while position < end:
+                position += max(1, os.preadv(file.fileno(), [buffer], position))
