@@ -15,6 +15,9 @@ from typing import Any, TypeVar
 from .errors import Check, Corrupt
 
 View = TypeVar("View")
+Seal = Callable[[bytearray, Callable[[int], bytes | None]], None]
+"""Computes a checksum in a block's bytes; the second argument reads another block of the same batch, None if it is not
+part of it."""
 
 # Decoded views weigh a few times their block: 16 inodes of a 4 KiB block take about 12 KiB, the 100 names of a
 # directory block about 14 KiB.
@@ -33,15 +36,17 @@ class BlockMiss(Exception):
 class CachedBlock:
     """One block and the views decoded from it, by a key that the decoder chooses.
 
-    ``trusted`` blocks were written by us: they are not verified again, and carry no checksum until a batch closes.
+    ``seals`` names what in the block was changed by us and carries no valid checksum until its batch closes: such
+    parts are not verified, and each seal knows how to compute its checksum then.
     """
 
-    __slots__ = ("data", "trusted", "views")
+    __slots__ = ("data", "seals", "views")
 
-    def __init__(self, data: bytes, views: dict[Any, Any] | None = None, trusted: bool = False) -> None:
+    def __init__(self, data: bytes, views: dict[Any, Any] | None = None,
+                 seals: dict[object, Seal] | None = None) -> None:
         self.data = data
         self.views: dict[Any, Any] = {} if views is None else views
-        self.trusted = trusted
+        self.seals: dict[object, Seal] = {} if seals is None else seals
 
 
 class BlockCache:
@@ -81,7 +86,7 @@ class BlockCache:
         view: View | None = entry.views.get(key)
         if view is None:
             data = bytes(entry.data)
-            if verify is not None and not entry.trusted:
+            if verify is not None and not entry.seals:
                 verify(data)
             view = entry.views[key] = decode(data)
         return view

@@ -38,6 +38,8 @@ class Check(Enum):
     SUPER_TRUNCATED = "the device ends inside the superblock"
     GROUP_CHECKSUM = "group descriptor checksum does not match"
     GROUP_LOCATION = "group descriptor points outside the device"
+    BITMAP_CHECKSUM = "bitmap checksum does not match"
+    BITMAP_MISMATCH = "bitmap disagrees with what uses the blocks or inodes"
     # Blocks
     BLOCK_RANGE = "block number outside the file system"
     # Inodes
@@ -82,7 +84,14 @@ class Check(Enum):
     VERITY_HASH = "verity hash does not match"
     ENCRYPTION_CONTEXT = "encryption context is malformed"
     # Journal
+    JOURNAL_INODE = "journal inode is malformed"
     JOURNAL_SUPER = "journal superblock is malformed"
+    JOURNAL_SUPER_CHECKSUM = "journal superblock checksum does not match"
+    JOURNAL_CHECKSUM = "descriptor or revocation checksum in a finished journal transaction does not match"
+    JOURNAL_DATA_CHECKSUM = "checksum of a block in the journal does not match"
+    JOURNAL_REVOKE = "journal revocation block is malformed"
+    JOURNAL_TARGET = "the journal holds a block for a place that cannot be journaled"
+    FASTCOMMIT_RECORD = "fast commit record is malformed"
 
 
 _BAD_CHECKSUM = frozenset(check for check in Check if check.name.endswith("_CHECKSUM"))

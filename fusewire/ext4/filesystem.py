@@ -7,6 +7,7 @@
 from typing import NamedTuple
 
 from . import checksum, group, inode
+from .batch import Writing
 from .blocks import BlockCache
 from .errors import Check, Corrupt, Unsupported
 from .features import Feature
@@ -47,6 +48,7 @@ class Ext4:
         self.free_counts: tuple[int, int] | None = None  # free blocks and inodes, once they were summed
         self.scans: dict[tuple[int, bytes], int] = {}  # how far linear searches that wait for blocks have come
         self.has_checksums = superblock.has_checksums
+        self.writing: Writing | None = None             # set while the file system may be changed
         self._largest = {mapped: _largest_file(superblock, mapped) for mapped in (False, True)}
         if superblock.needs_recovery and not self.options.noload:
             raise Unsupported("the journal holds changes that are not replayed yet; mount it once with the kernel or "

@@ -1,17 +1,25 @@
 """Block group descriptors.  Kernel documentation, ext4, "Block Group Descriptors"."""
 
+import struct
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from . import checksum, layout
 from .errors import Check, Corrupt
 from .features import Feature
-from .units import FsBlock
+from .units import FsBlock, Geometry
 
 if TYPE_CHECKING:
     from .filesystem import Ext4
+    from .transaction import Transaction
 
 INODE_UNINIT = 1
 BLOCK_UNINIT = 2
+WIDE_BYTES = 64
+# where a field's low and high halves stand in the descriptor
+_PLACES: dict[str, tuple[int, int | None]] = {
+    "free_blocks": (0x0C, 0x2C), "free_inodes": (0x0E, 0x2E), "used_dirs": (0x10, 0x30), "flags": (0x12, None),
+    "itable_unused": (0x1C, 0x32)}
 
 
 class GroupDesc:
@@ -40,10 +48,53 @@ def load(fs: "Ext4", group: int) -> GroupDesc:
     found: GroupDesc | None = entry.views.get(("group", group))
     if found is None:
         raw = bytes(entry.data[offset:offset + fs.geometry.group_desc_bytes])
-        if not entry.trusted:
+        if ("group", group) not in entry.seals:
             _verify(fs, group, raw)
         found = entry.views["group", group] = _decode(fs, group, raw)
     return found
+
+
+def raw(fs: "Ext4", group: int) -> bytes:
+    """The descriptor's bytes as they are."""
+    block, offset = fs.superblock.descriptor_block(group)
+    return bytes(fs.cache.entry(block).data[offset:offset + fs.geometry.group_desc_bytes])
+
+
+def change(tx: "Transaction", group: int, **fields: int) -> None:
+    """Store fields of a descriptor (names of ``GroupDesc``); its checksums are sealed when the batch closes."""
+    block, offset = tx.superblock.descriptor_block(group)
+    load(tx, group)
+    entry = tx.edit_keeping(block)
+    for name, value in fields.items():
+        low, high = _PLACES[name]
+        struct.pack_into("<H", entry.data, offset + low, value & 0xFFFF)
+        if high is not None and tx.geometry.group_desc_bytes >= WIDE_BYTES:
+            struct.pack_into("<H", entry.data, offset + high, value >> 16)
+    entry.views["group", group] = GroupDesc(bytes(entry.data[offset:offset + tx.geometry.group_desc_bytes]),
+                                            tx.is_64bit)
+    seed, uuid, geometry = tx.superblock.seed, tx.superblock.uuid, tx.geometry
+    checked, old = tx.has_checksums, Feature.GDT_CSUM in tx.superblock.features
+
+    def seal(data: bytearray, read: Callable[[int], bytes | None]) -> None:
+        desc = bytearray(data[offset:offset + geometry.group_desc_bytes])
+        if checked:
+            _seal_bitmaps(desc, geometry, seed, read, wide=len(desc) >= WIDE_BYTES)
+            checksum.seal_group_desc(desc, group, seed)
+        elif old:
+            checksum.seal_group_desc_crc16(desc, group, uuid)
+        data[offset:offset + len(desc)] = desc
+
+    tx.seal(block, ("group", group), seal)
+
+
+def _seal_bitmaps(desc: bytearray, geometry: Geometry, seed: int, read: Callable[[int], bytes | None],
+                  wide: bool) -> None:
+    view = GroupDesc(bytes(desc), wide)
+    blocks, inodes = read(view.block_bitmap), read(view.inode_bitmap)
+    if blocks is not None:
+        checksum.seal_block_bitmap(blocks, geometry.blocks_per_group // geometry.cluster_blocks, desc, seed)
+    if inodes is not None:
+        checksum.seal_inode_bitmap(inodes, geometry.inodes_per_group, desc, seed)
 
 
 def _verify(fs: "Ext4", group: int, raw: bytes) -> None:

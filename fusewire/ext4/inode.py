@@ -32,7 +32,7 @@ BASE_BYTES = 128
 READAHEAD_BLOCKS = 32  # as many neighbours of an inode table block as the kernel reads with it
 _KNOWN_KINDS = frozenset((stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO,
                           stat.S_IFSOCK))
-_DEVICES = frozenset((stat.S_IFCHR, stat.S_IFBLK))
+DEVICES = frozenset((stat.S_IFCHR, stat.S_IFBLK))
 _EXTRA_FIELDS = tuple((name, layout.INODE_EXTRA.offsets[name]) for name in layout.INODE_EXTRA.fields[2:])
 
 Time = tuple[int, int]  # seconds since 1970, nanoseconds
@@ -129,9 +129,9 @@ def load(fs: "Ext4", number: int) -> Inode:
     found: Inode | None = entry.views.get(number)
     if found is None:
         raw = bytes(entry.data[offset:offset + geometry.inode_bytes])
-        if not entry.trusted:
+        if number not in entry.seals:
             _verify(fs, number, raw)
-        found = entry.views[number] = _decode(fs, InodeNumber(number), raw)
+        found = entry.views[number] = decode(fs, InodeNumber(number), raw)
     return found
 
 
@@ -154,7 +154,8 @@ def _read_ahead(fs: "Ext4", table: int, block: int) -> None:
     fs.cache.want(range(table + first, table + last))
 
 
-def _decode(fs: "Ext4", number: InodeNumber, raw: bytes) -> Inode:
+def decode(fs: "Ext4", number: InodeNumber, raw: bytes) -> Inode:
+    """The inode in a raw record, not verified.  Raises ``Corrupt(INODE_EXTRA_SIZE)``."""
     inode = Inode()
     inode.number, inode.raw, inode.memo, inode.mapping, inode.attributes = number, raw, None, None, None
     (inode.mode, uid_lo, size_lo, atime, ctime, mtime, _, gid_lo, inode.links, blocks_lo, inode.flags, version_lo,
@@ -166,7 +167,7 @@ def _decode(fs: "Ext4", number: InodeNumber, raw: bytes) -> Inode:
     _decode_extra(fs, inode, raw, (atime, ctime, mtime), version_lo)
     inode.size = size_lo | (size_hi << 32 if inode.is_regular or fs.has_large_dir else 0)
     inode.sectors = _sectors(fs, inode.flags, blocks_lo, blocks_hi)
-    inode.rdev = _device(inode.block) if inode.kind in _DEVICES else (0, 0)
+    inode.rdev = device_of(inode.block) if inode.kind in DEVICES else (0, 0)
     return inode
 
 
@@ -206,7 +207,7 @@ def _sectors(fs: "Ext4", flags: int, low: int, high: int) -> int:
     return count << (fs.geometry.block_bits - 9) if flags & FLAG_HUGE_FILE else count
 
 
-def _device(block: bytes) -> tuple[int, int]:
+def device_of(block: bytes) -> tuple[int, int]:
     """(major, minor): 8 and 8 bits in the first word if it is not 0, else 12 and 20 bits in the second."""
     old, new = int.from_bytes(block[0:4], "little"), int.from_bytes(block[4:8], "little")
     if old:

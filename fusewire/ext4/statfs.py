@@ -34,7 +34,7 @@ class StatFs(NamedTuple):
 def statfs(fs: "Ext4") -> StatFs:
     """The figures now.  The first call reads every group descriptor, and may raise ``BlockMiss`` or ``Corrupt``."""
     geometry, fields = fs.geometry, fs.superblock.fields
-    free_blocks, free_inodes = _free(fs)
+    free_blocks, free_inodes = _free_now(fs)
     blocks = geometry.blocks - (0 if fs.options.minixdf else _overhead(fs))
     kept = fields["r_blocks_count"] + _reserved_clusters(fs) * geometry.cluster_blocks
     uuid = fs.superblock.uuid
@@ -43,7 +43,13 @@ def statfs(fs: "Ext4") -> StatFs:
                   geometry.block_bytes, fsid)
 
 
-def _free(fs: "Ext4") -> tuple[int, int]:
+def _free_now(fs: "Ext4") -> tuple[int, int]:
+    if fs.writing is None:
+        return count_free(fs)
+    return fs.writing.free_clusters * fs.geometry.cluster_blocks, fs.writing.free_inodes
+
+
+def count_free(fs: "Ext4") -> tuple[int, int]:
     """(free blocks, free inodes) as the sum over all groups, which the superblock's own counters may lag behind."""
     if fs.free_counts is None:
         _want_descriptors(fs)

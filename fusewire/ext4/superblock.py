@@ -99,6 +99,18 @@ class Superblock:
             start += 1  # 1 KiB blocks with bigalloc: the superblock stands in block 1 of group 0
         return start + has_super, offset
 
+    def head_blocks(self, group: int) -> int:
+        """Blocks at the start of a group that a superblock copy, descriptors and their reserve take."""
+        geometry = self.geometry
+        per_block = geometry.descs_per_block()
+        table_blocks = -(-geometry.groups // per_block)
+        first_meta = self.fields["first_meta_bg"]
+        copy = self.has_copy_in(group)
+        if Feature.META_BG not in self.features or group < first_meta * per_block:
+            plain = table_blocks if Feature.META_BG not in self.features else min(first_meta, table_blocks)
+            return (1 + plain + self.fields["reserved_gdt_blocks"]) if copy else 0
+        return copy + (group % per_block in (0, 1, per_block - 1))
+
     def hash_version(self, version: int) -> int:
         """A directory's hash version 0–2 turned into 3–5 where the file system hashes unsigned characters."""
         unsigned = self.fields["flags"] & FLAG_UNSIGNED_HASH

@@ -1,0 +1,92 @@
+"""Batches: committed transactions on their way to the journal together.  Our *batch* is jbd2's transaction.
+
+I1  A block freed in a batch is not allocated again before that batch is durable (``Held``).
+I2  Checksums are sealed, and the superblock's counters brought up to date, when a batch closes.
+"""
+
+from typing import NamedTuple
+
+from .blocks import CachedBlock
+
+
+class Batch:
+    """The open batch: what operations changed since the last one closed."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.blocks: dict[int, CachedBlock] = {}
+        self.revoked: set[int] = set()
+        self.freed: list[tuple[int, int]] = []      # (first cluster, count)
+        self.wrote_data = False                     # file data went to the device that must be durable first
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to make durable."""
+        return not (self.blocks or self.wrote_data or self.revoked or self.freed)
+
+
+class ClosedBatch(NamedTuple):
+    """A batch that no operation can change any more: sealed blocks, ready for the journal."""
+
+    number: int
+    blocks: dict[int, bytes]
+    entries: dict[int, CachedBlock]     # the same blocks as the cache pins them, to be unpinned once they are home
+    revoked: frozenset[int]
+    freed: tuple[tuple[int, int], ...]
+    wrote_data: bool
+
+
+class Held:
+    """Clusters that are free in the bitmaps but must not be used yet, as one mask per group."""
+
+    def __init__(self, clusters_per_group: int) -> None:
+        self._per_group = clusters_per_group
+        self._masks: dict[int, int] = {}
+        self.count = 0
+
+    def add(self, first: int, count: int) -> None:
+        """Hold ``count`` clusters from ``first`` on, counted from the first cluster of group 0."""
+        for group, bit, length in self._pieces(first, count):
+            self._masks[group] = self._masks.get(group, 0) | ((1 << length) - 1) << bit
+        self.count += count
+
+    def remove(self, first: int, count: int) -> None:
+        """Let go of clusters that were added."""
+        for group, bit, length in self._pieces(first, count):
+            left = self._masks.get(group, 0) & ~(((1 << length) - 1) << bit)
+            if left:
+                self._masks[group] = left
+            else:
+                self._masks.pop(group, None)
+        self.count -= count
+
+    def mask(self, group: int) -> int:
+        """The held clusters of a group as bits, 0 for none."""
+        return self._masks.get(group, 0)
+
+    def _pieces(self, first: int, count: int) -> list[tuple[int, int, int]]:
+        pieces = []
+        while count:
+            group, bit = divmod(first, self._per_group)
+            length = min(count, self._per_group - bit)
+            pieces.append((group, bit, length))
+            first, count = first + length, count - length
+        return pieces
+
+
+class Writing:
+    """What a file system remembers outside of its blocks while it is writable."""
+
+    def __init__(self, clusters_per_group: int, batch_limit_blocks: int, free: tuple[int, int]) -> None:
+        """
+        Args:
+            batch_limit_blocks: the most blocks that one batch may hold, so that the journal takes it at once.
+            free: (free clusters, free inodes) of the whole file system.
+        """
+        self.batch = Batch(1)
+        self.batch_limit_blocks = batch_limit_blocks
+        self.held = Held(clusters_per_group)
+        self.free_clusters, self.free_inodes = free
+        self.orphans: set[int] = set()              # inodes on the orphan list or in the orphan file
+        self.hints: dict[int, int] = {}             # group → cluster bit where the last search there ended
+        self.directory_group = 0                    # where the last directory at the top was spread to

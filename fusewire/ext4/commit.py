@@ -1,0 +1,85 @@
+"""The life of a batch: closed and sealed, made durable by the journal, written home.
+
+    open ──close()──▶ closed ──(journal written, flushed)──▶ durable() ──(blocks written home, flushed)──▶ home()
+
+Between these calls the caller does the I/O, in another thread if it likes: a closed batch cannot change.  Without a
+journal, a closed batch is written home at once, and ``durable`` and ``home`` follow together.
+"""
+
+from typing import TYPE_CHECKING
+
+from . import statfs, superstore
+from .batch import Batch, ClosedBatch, Writing
+from .blocks import CachedBlock
+from .transaction import Transaction
+
+if TYPE_CHECKING:
+    from .filesystem import Ext4
+
+
+def start_writing(fs: "Ext4", batch_limit_blocks: int) -> Writing:
+    """Make a file system writable; its descriptors are read for that (``BlockMiss``), nothing is written yet."""
+    free_blocks, free_inodes = statfs.count_free(fs)
+    ratio = fs.geometry.cluster_blocks
+    block, _ = superstore.place(fs)
+    entry = fs.cache.entry(block)
+    fs.cache.pin(block, entry)  # it is part of every batch, and closing one must not wait for it
+    fs.writing = Writing(fs.geometry.blocks_per_group // ratio, batch_limit_blocks, (free_blocks // ratio, free_inodes))
+    return fs.writing
+
+
+def close(fs: "Ext4", now_seconds: int) -> ClosedBatch:
+    """Seal the open batch, with the superblock's counters as they are now, and open the next one."""
+    writing = fs.writing
+    assert writing is not None
+    _store_counters(fs, writing, now_seconds)
+    batch, writing.batch = writing.batch, Batch(writing.batch.number + 1)
+    entries = _sealed(fs, batch)
+    return ClosedBatch(batch.number, {block: entry.data for block, entry in entries.items()}, entries,
+                       frozenset(batch.revoked), tuple(batch.freed), batch.wrote_data)
+
+
+def durable(fs: "Ext4", closed: ClosedBatch) -> None:
+    """The batch will survive a crash: what it freed may be used again."""
+    assert fs.writing is not None
+    for first, count in closed.freed:
+        fs.writing.held.remove(first, count)
+
+
+def home(fs: "Ext4", closed: ClosedBatch) -> None:
+    """The batch's blocks are in their places: the cache may forget those that no later batch has changed."""
+    super_block, _ = superstore.place(fs)
+    for block, entry in closed.entries.items():
+        if block != super_block:
+            fs.cache.unpin(block, entry)
+
+
+def _store_counters(fs: "Ext4", writing: Writing, now_seconds: int) -> None:
+    with Transaction(fs) as tx:
+        tx.must_fit = True
+        superstore.change(
+            tx, free_blocks_count_lo=writing.free_clusters & 0xFFFFFFFF, free_inodes_count=writing.free_inodes,
+            wtime=now_seconds & 0xFFFFFFFF, wtime_hi=now_seconds >> 32 & 0xFF)
+        if tx.is_64bit:
+            superstore.change(tx, free_blocks_count_hi=writing.free_clusters >> 32)
+
+
+def _sealed(fs: "Ext4", batch: Batch) -> dict[int, CachedBlock]:
+    """The batch's blocks with their checksums, also put into the cache in place of those without."""
+    contents = batch.blocks
+
+    def read(block: int) -> bytes | None:
+        found = contents.get(block)
+        return None if found is None else found.data
+
+    sealed = {}
+    for block, entry in contents.items():
+        if not entry.seals:
+            sealed[block] = entry
+            continue
+        raw = bytearray(entry.data)
+        for seal in entry.seals.values():
+            seal(raw, read)
+        sealed[block] = CachedBlock(bytes(raw), entry.views)
+        fs.cache.pin(block, sealed[block])
+    return sealed

@@ -1,0 +1,221 @@
+"""Changing inodes: patching the fields of one on disk, starting a new one.
+
+Only known fields are patched in place; bytes that we do not understand survive.
+"""
+
+import copy
+import struct
+from typing import TYPE_CHECKING, Any
+
+from . import checksum, group, inode, layout
+from .errors import Check, Corrupt
+from .features import Feature
+from .inode import BASE_BYTES, FLAG_HUGE_FILE, Inode, Time
+from .units import InodeNumber
+
+if TYPE_CHECKING:
+    from .transaction import Transaction
+
+_U16, _U32 = struct.Struct("<H"), struct.Struct("<I")
+_AT = {**layout.INODE.offsets, **{f"x_{name}": BASE_BYTES + at for name, at in layout.INODE_EXTRA.offsets.items()}}
+_MAPPING_FLAGS = inode.FLAG_EXTENTS | inode.FLAG_INLINE_DATA
+_TIMES = ("atime", "ctime", "mtime", "crtime")
+MAX_SECTORS_WITHOUT_HUGE = (1 << 32) - 1
+WANT_EXTRA_BYTES = 32
+
+
+def change(tx: "Transaction", old: Inode, **fields: Any) -> Inode:
+    """Store new values of an inode's fields, and return the inode as it is now.
+
+    Fields: mode, uid, gid, size (bytes), links, sectors, flags, generation, block (60 bytes), file_acl, atime, ctime,
+    mtime, crtime (seconds, nanoseconds), project, version, dtime (also: next inode of the orphan list), and ``tail``:
+    the bytes behind the fields, where attributes are stored.
+    """
+    block, offset = place(tx, old.number)
+    entry = tx.edit_keeping(block)
+    new = copy.copy(old)
+    new.memo = None
+    raw = bytearray(entry.data[offset:offset + tx.geometry.inode_bytes])
+    for name, value in fields.items():
+        _STORES[name](tx, new, raw, value)
+    new.raw = bytes(raw)
+    entry.data[offset:offset + len(raw)] = raw
+    _replace(tx, block, offset, new)
+    return new
+
+
+def create(tx: "Transaction", number: int, mode: int, **fields: Any) -> Inode:
+    """Start a new inode in an unused place: all zero, then ``mode`` and the fields of ``change``; times are now."""
+    block, offset = place(tx, number)
+    size = tx.geometry.inode_bytes
+    entry = tx.edit_keeping(block)
+    raw = bytearray(size)
+    if size > BASE_BYTES:
+        _U16.pack_into(raw, BASE_BYTES, extra_bytes(tx))
+    entry.data[offset:offset + size] = raw
+    new = inode.decode(tx, InodeNumber(number), bytes(raw))
+    now = tx.now
+    return change(tx, new, **{"mode": mode, "atime": now, "ctime": now, "mtime": now, "crtime": now, **fields})
+
+
+def extra_bytes(tx: "Transaction") -> int:
+    """How many bytes of fields a new inode has behind its first 128."""
+    room = tx.geometry.inode_bytes - BASE_BYTES
+    wanted = tx.superblock.fields["want_extra_isize"] if Feature.EXTRA_ISIZE in tx.superblock.features else 0
+    wanted = max(wanted, tx.superblock.fields["min_extra_isize"] if wanted else 0)
+    return wanted if 4 <= wanted <= room and wanted % 4 == 0 else min(WANT_EXTRA_BYTES, room)
+
+
+def place(tx: "Transaction", number: int) -> tuple[int, int]:
+    """(block, byte offset in it) of an inode's record."""
+    in_group, index = tx.geometry.group_of_inode(number)
+    table = tx.tables.get(in_group)
+    if table is None:
+        table = tx.tables[in_group] = group.load(tx, in_group).inode_table
+    block, offset = tx.geometry.inode_place(index)
+    return table + block, offset
+
+
+def _replace(tx: "Transaction", block: int, offset: int, new: Inode) -> None:
+    """The view of the inode in its block, and how its checksum is computed when the batch closes."""
+    number, seed, size = new.number, tx.superblock.seed, tx.geometry.inode_bytes
+    checked = tx.has_checksums
+    tx.edit_keeping(block).views[number] = new
+
+    def seal(data: bytearray, _read: object) -> None:
+        if checked:
+            record = bytearray(data[offset:offset + size])
+            checksum.seal_inode(record, number, seed)
+            data[offset:offset + size] = record
+
+    tx.seal(block, number, seal)
+
+
+def _u16(raw: bytearray, name: str, value: int) -> None:
+    _U16.pack_into(raw, _AT[name], value & 0xFFFF)
+
+
+def _u32(raw: bytearray, name: str, value: int) -> None:
+    _U32.pack_into(raw, _AT[name], value & 0xFFFFFFFF)
+
+
+def _has(new: Inode, name: str) -> bool:
+    return _AT[f"x_{name}"] + 4 <= BASE_BYTES + new.extra_isize
+
+
+def _mode(_tx: "Transaction", new: Inode, raw: bytearray, value: int) -> None:
+    new.mode, new.kind = value, value & 0o170000
+    _u16(raw, "mode", value)
+
+
+def _uid(_tx: "Transaction", new: Inode, raw: bytearray, value: int) -> None:
+    new.uid = value
+    _u16(raw, "uid_lo", value)
+    _u16(raw, "uid_hi", value >> 16)
+
+
+def _gid(_tx: "Transaction", new: Inode, raw: bytearray, value: int) -> None:
+    new.gid = value
+    _u16(raw, "gid_lo", value)
+    _u16(raw, "gid_hi", value >> 16)
+
+
+def _size(tx: "Transaction", new: Inode, raw: bytearray, value: int) -> None:
+    new.size = value
+    _u32(raw, "size_lo", value)
+    if new.is_regular or tx.has_large_dir:
+        _u32(raw, "size_hi", value >> 32)
+
+
+def _links(_tx: "Transaction", new: Inode, raw: bytearray, value: int) -> None:
+    new.links = value
+    _u16(raw, "links_count", value)
+
+
+def _sectors(tx: "Transaction", new: Inode, raw: bytearray, value: int) -> None:
+    """Above 48 bits of sectors the count is kept in blocks instead, which the flag says."""
+    if value < 0 or (value > MAX_SECTORS_WITHOUT_HUGE and not tx.has_huge_file):
+        raise Corrupt(Check.INODE_SIZE, inode=new.number, sectors=value)
+    new.sectors = value
+    huge = value >= 1 << 48
+    flags = new.flags | FLAG_HUGE_FILE if huge else new.flags & ~FLAG_HUGE_FILE
+    if flags != new.flags:
+        _flags(tx, new, raw, flags)
+    count = value >> (tx.geometry.block_bits - 9) if huge else value
+    _u32(raw, "blocks_lo", count)
+    if tx.has_huge_file:
+        _u16(raw, "blocks_hi", count >> 32)
+
+
+def _flags(_tx: "Transaction", new: Inode, raw: bytearray, value: int) -> None:
+    if (new.flags ^ value) & _MAPPING_FLAGS:
+        new.mapping = None
+    new.flags = value
+    _u32(raw, "flags", value)
+
+
+def _generation(_tx: "Transaction", new: Inode, raw: bytearray, value: int) -> None:
+    new.generation = value
+    _u32(raw, "generation", value)
+
+
+def _block(_tx: "Transaction", new: Inode, raw: bytearray, value: bytes) -> None:
+    new.block, new.mapping = bytes(value), None
+    raw[_AT["block"]:_AT["block"] + 60] = value
+    new.rdev = inode.device_of(new.block) if new.kind in inode.DEVICES else (0, 0)
+
+
+def _file_acl(tx: "Transaction", new: Inode, raw: bytearray, value: int) -> None:
+    new.file_acl = value
+    _u32(raw, "file_acl_lo", value)
+    if tx.is_64bit:
+        _u16(raw, "file_acl_hi", value >> 32)
+
+
+def _time(name: str) -> Any:
+    def store(_tx: "Transaction", new: Inode, raw: bytearray, value: Time) -> None:
+        seconds, nanoseconds = value
+        wide = _has(new, f"{name}_extra")
+        if not wide:
+            seconds, nanoseconds = max(min(seconds, 0x7FFFFFFF), -0x80000000), 0
+        else:
+            seconds = max(min(seconds, 0x37FFFFFFF), -0x80000000)
+            epoch = (seconds + 0x80000000) >> 32
+            _u32(raw, f"x_{name}_extra", nanoseconds << 2 | epoch)
+        if name == "crtime":
+            if not _has(new, name):
+                return
+            _u32(raw, "x_crtime", seconds)
+        else:
+            _u32(raw, name, seconds)
+        setattr(new, name, (seconds, nanoseconds))
+
+    return store
+
+
+def _project(tx: "Transaction", new: Inode, raw: bytearray, value: int) -> None:
+    if _has(new, "projid"):
+        new.project = value if tx.has_project else 0
+        _u32(raw, "x_projid", value)
+
+
+def _version(_tx: "Transaction", new: Inode, raw: bytearray, value: int) -> None:
+    new.version = value
+    _u32(raw, "version_lo", value)
+    if _has(new, "version_hi"):
+        _u32(raw, "x_version_hi", value >> 32)
+
+
+def _dtime(_tx: "Transaction", _new: Inode, raw: bytearray, value: int) -> None:
+    _u32(raw, "dtime", value)
+
+
+def _tail(_tx: "Transaction", new: Inode, raw: bytearray, value: bytes) -> None:
+    new.attributes = None
+    raw[BASE_BYTES + new.extra_isize:] = value
+
+
+_STORES = {"mode": _mode, "uid": _uid, "gid": _gid, "size": _size, "links": _links, "sectors": _sectors,
+           "flags": _flags, "generation": _generation, "block": _block, "file_acl": _file_acl,
+           **{name: _time(name) for name in _TIMES}, "project": _project, "version": _version, "dtime": _dtime,
+           "tail": _tail}

@@ -1,0 +1,195 @@
+"""Transactions: the only way to change a block.
+
+A committed block is an immutable ``bytes``; a transaction owns a ``bytearray`` of each block that it edits.  It is the
+file system as its operation sees it (a ``Transaction`` is an ``Ext4`` that has the operation's own blocks on top), so
+every function that reads takes it where it takes an ``Ext4``; a function that takes no transaction can change nothing.
+
+    with Transaction(fs) as tx:            nothing is visible outside until the block ends without an exception
+        inode.change(tx, …)                whatever is raised, no trace is left: neither in memory nor on disk
+
+Our *transaction* is jbd2's handle; committed ones collect in a ``batch.Batch``.
+
+I1  A transaction applies whole (its blocks enter the cache and the batch in one step) or not at all.
+I2  A batch never grows past what the journal can take at once; an operation that would make it so runs again in the
+    next batch (``CommitFirst``).
+I3  Whoever edits a block that carries a checksum registers its seal, in the same transaction.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Self
+
+from .batch import Batch, Held
+from .blocks import BlockMiss, CachedBlock, Seal, runs_of
+from .errors import Check, Corrupt
+from .filesystem import Ext4
+
+_COARSE_CLOCK = 5  # CLOCK_REALTIME_COARSE of <linux/time.h>: the clock that the kernel stamps files with
+
+
+class CommitFirst(Exception):
+    """The operation fits only once the open batch is durable: commit that, and run the operation again."""
+
+
+class EditedBlock:
+    """One block that a transaction owns."""
+
+    __slots__ = ("data", "seals", "views")
+
+    def __init__(self, data: bytearray, views: dict[Any, Any], seals: dict[object, Seal]) -> None:
+        self.data, self.views, self.seals = data, views, seals
+
+
+class Overlay:
+    """The block cache as one transaction sees it: the blocks it edited, and below them the shared ones."""
+
+    __slots__ = ("base", "block_bytes", "blocks", "edited")
+
+    def __init__(self, base: Any) -> None:
+        self.base = base
+        self.block_bytes, self.blocks = base.block_bytes, base.blocks
+        self.edited: dict[int, EditedBlock] = {}
+
+    def entry(self, block: int) -> Any:
+        """The block as the transaction has it; errors as ``BlockCache.entry``."""
+        found = self.edited.get(block)
+        return self.base.entry(block) if found is None else found
+
+    def read(self, block: int) -> bytes:
+        """The block's bytes, as they are at this moment."""
+        return bytes(self.entry(block).data)
+
+    def view(self, block: int, key: object, decode: Callable[[bytes], Any],
+             verify: Callable[[bytes], None] | None = None) -> Any:
+        """What ``decode`` makes of the block; see ``BlockCache.view``."""
+        entry = self.entry(block)
+        view = entry.views.get(key)
+        if view is None:
+            data = bytes(entry.data)
+            if verify is not None and not entry.seals:
+                verify(data)
+            view = entry.views[key] = decode(data)
+        return view
+
+    def holds(self, block: int) -> bool:
+        """Whether reading the block would not miss."""
+        return block in self.edited or self.base.holds(block)
+
+    def want(self, blocks: Iterable[int]) -> None:
+        """Raise one ``BlockMiss`` for all of these that are not in memory."""
+        missing = [block for block in blocks if not self.holds(block)]
+        if missing:
+            raise BlockMiss(runs_of(missing))
+
+
+class Transaction(Ext4):
+    """One operation's changes.  It reads like the ``Ext4`` it was opened on; see the module's text for the rules."""
+
+    def __init__(self, fs: Ext4, now: tuple[int, int] | None = None, privileged: bool = True) -> None:
+        """
+        Args:
+            now: the operation's time (seconds, nanoseconds); the coarse clock by default, as the kernel stamps.
+            privileged: whether the caller may use the blocks reserved for root.
+        """
+        self.__dict__.update(fs.__dict__)
+        self.fs = fs
+        self.overlay = Overlay(fs.cache)
+        self.cache = self.overlay  # type: ignore[assignment]
+        self.privileged = privileged
+        self._now = now
+        self._revoked: set[int] = set()
+        self._created: set[int] = set()
+        self._freed: list[tuple[int, int]] = []
+        self.clusters_taken = 0         # allocated less freed
+        self.inodes_taken = 0
+        self.wrote_data = False
+        self.must_fit = False           # for what belongs to closing the batch itself
+        self._after: list[Callable[[], None]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._commit()
+
+    @property
+    def now(self) -> tuple[int, int]:
+        """The time that everything in this operation is stamped with."""
+        if self._now is None:
+            self._now = divmod(time.clock_gettime_ns(_COARSE_CLOCK), 1_000_000_000)
+        return self._now
+
+    def edit(self, block: int) -> bytearray:
+        """The transaction's own copy of a block, to be changed in place; what was decoded from it is forgotten."""
+        entry = self._own(block)
+        entry.views.clear()
+        return entry.data
+
+    def edit_keeping(self, block: int) -> EditedBlock:
+        """As ``edit``, with the block's views left for a caller that itself replaces those of what it changes."""
+        return self._own(block)
+
+    def create(self, block: int) -> bytearray:
+        """A zeroed block that becomes metadata without being read."""
+        if not 0 <= block < self.geometry.blocks:
+            raise Corrupt(Check.BLOCK_RANGE, block=block)
+        self._created.add(block)
+        self._revoked.discard(block)
+        entry = self.overlay.edited[block] = EditedBlock(bytearray(self.geometry.block_bytes), {}, {})
+        return entry.data
+
+    def seal(self, block: int, key: object, seal: Seal) -> None:
+        """How to compute a checksum in an edited block when the batch closes; the same key replaces the seal."""
+        self.overlay.edited[block].seals[key] = seal
+
+    def revoke(self, block: int) -> None:
+        """A metadata block was freed: older versions in the journal must not be replayed over what comes next."""
+        self.overlay.edited.pop(block, None)
+        self._created.discard(block)
+        self._revoked.add(block)
+
+    def freed(self, first: int, count: int) -> None:
+        """Clusters (numbered from group 0's first) were freed; they stay unused until the batch is durable."""
+        self._freed.append((first, count))
+
+    def after_commit(self, action: Callable[[], None]) -> None:
+        """Run ``action`` if and when the transaction applies: for what is remembered outside of blocks."""
+        self._after.append(action)
+
+    def _own(self, block: int) -> EditedBlock:
+        found = self.overlay.edited.get(block)
+        if found is None:
+            base: CachedBlock = self.fs.cache.entry(block)
+            found = EditedBlock(bytearray(base.data), dict(base.views), dict(base.seals))
+            self.overlay.edited[block] = found
+        return found
+
+    def _commit(self) -> None:
+        """Make the changes visible and part of the open batch in one step, or raise ``CommitFirst``."""
+        edited, writing, cache = self.overlay.edited, self.writing, self.fs.cache
+        assert writing is not None, "a file system is made writable before it is changed"
+        batch = writing.batch
+        size = len(batch.blocks.keys() | edited.keys())
+        if size > writing.batch_limit_blocks and not (batch.is_empty or self.must_fit):
+            raise CommitFirst
+        for block, entry in edited.items():
+            frozen = CachedBlock(bytes(entry.data), entry.views, entry.seals)
+            cache.pin(block, frozen)
+            batch.blocks[block] = frozen
+        self._apply_frees(batch, writing.held)
+        batch.wrote_data |= self.wrote_data
+        writing.free_clusters -= self.clusters_taken
+        writing.free_inodes -= self.inodes_taken
+        for action in self._after:
+            action()
+
+    def _apply_frees(self, batch: Batch, held: Held) -> None:
+        batch.revoked -= self._created
+        for block in self._revoked:
+            batch.blocks.pop(block, None)
+            self.fs.cache.drop(block)
+        batch.revoked |= self._revoked
+        batch.freed.extend(self._freed)
+        for first, count in self._freed:
+            held.add(first, count)
