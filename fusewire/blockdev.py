@@ -1,0 +1,135 @@
+"""The backing device or image file: its only file descriptor, its size, and reads of bytes and of metadata blocks.
+
+Each read exists twice: one that never waits (``preadv`` with RWF_NOWAIT: 0.7 µs for a resident 4 KiB, against 70 to
+100 µs for a hop to a thread) and one that does, for worker threads.
+
+D1  All offsets are in bytes from the start of the file system, which may begin inside the device (a partition).
+D2  A read beyond the end of the device is an EIO, never a short result.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Iterable
+
+from fusewire import ioctl
+from fusewire.ext4.units import Geometry
+
+Runs = Iterable[tuple[int, int]]
+Fetched = dict[int, bytes | OSError]
+
+_WOULD_WAIT = frozenset((errno.EAGAIN, errno.EOPNOTSUPP))
+
+
+class BlockDevice:
+    """An open block device or image file, of which the file system occupies [start, start + size)."""
+
+    def __init__(self, fd: int, start_bytes: int = 0, size_bytes: int = 0) -> None:
+        """Take over ``fd``; with ``size_bytes`` 0 the file system's part reaches to the end."""
+        self.fd = fd
+        self.start_bytes = start_bytes
+        end = self.end_bytes()
+        self.size_bytes = max(end - start_bytes, 0)
+        if size_bytes:
+            self.size_bytes = min(self.size_bytes, size_bytes)
+
+    def end_bytes(self) -> int:
+        """The size of the whole device or file now."""
+        status = os.fstat(self.fd)
+        return ioctl.device_bytes(self.fd) if stat.S_ISBLK(status.st_mode) else status.st_size
+
+    def close(self) -> None:
+        """Close the file descriptor.  May be called again."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def read_into_now(self, view: memoryview, offset: int) -> int:
+        """Bytes read without waiting, possibly fewer than ``view`` holds or 0; OSError when the device fails."""
+        try:
+            return os.preadv(self.fd, [view], self.start_bytes + offset, os.RWF_NOWAIT)
+        except OSError as error:
+            if error.errno in _WOULD_WAIT:
+                return 0
+            raise
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """Fill ``view`` from ``offset`` on.  Waits.  OSError when the device fails or ends before."""
+        position = self.start_bytes + offset
+        while view:
+            count = os.preadv(self.fd, [view], position)
+            if count == 0:
+                raise OSError(errno.EIO, "the device ends here", f"byte {position}")
+            view, position = view[count:], position + count
+
+    def read(self, offset: int, length: int) -> bytes:
+        """So many bytes, fewer at the end of the device.  Waits."""
+        length = max(min(length, self.size_bytes - offset), 0)
+        buffer = bytearray(length)
+        self.read_into(memoryview(buffer), offset)
+        return bytes(buffer)
+
+    def will_need(self, offset: int, length: int) -> None:
+        """Have the kernel begin to read a range, so that several are read at once."""
+        os.posix_fadvise(self.fd, self.start_bytes + offset, length, os.POSIX_FADV_WILLNEED)
+
+
+class BlockReader:
+    """Reads runs of metadata blocks, each as ``bytes``, through a scratch buffer that nobody else uses meanwhile."""
+
+    def __init__(self, device: BlockDevice, geometry: Geometry, scratch: memoryview) -> None:
+        self._device = device
+        self._geometry = geometry
+        self._scratch = scratch
+        self._most = geometry.block_of(len(scratch))  # blocks of one read; longer runs are read in pieces
+
+    def read_now(self, runs: Runs) -> tuple[Fetched, list[tuple[int, int]]]:
+        """The blocks that are resident, and the runs that are not (whose reading the kernel may have begun)."""
+        found: Fetched = {}
+        missing: list[tuple[int, int]] = []
+        for first, count in self._pieces(runs):
+            try:
+                length = self._device.read_into_now(self._window(count), self._geometry.byte_of(first))
+            except OSError:
+                length = 0  # the thread finds out which of the blocks it is
+            here = self._geometry.block_of(length)
+            self._split(first, here, found)
+            if here < count:
+                missing.append((first + here, count - here))
+        return found, missing
+
+    def read(self, runs: Runs) -> Fetched:
+        """Every block's bytes, or the error that its own read gave.  Waits."""
+        found: Fetched = {}
+        pieces = list(self._pieces(runs))
+        if len(pieces) > 1:
+            for first, count in pieces:
+                self._device.will_need(self._geometry.byte_of(first), self._geometry.byte_of(count))
+        for first, count in pieces:
+            self._read_piece(first, count, found)
+        return found
+
+    def _read_piece(self, first: int, count: int, found: Fetched) -> None:
+        try:
+            self._device.read_into(self._window(count), self._geometry.byte_of(first))
+        except OSError as error:
+            if count == 1:
+                found[first] = error
+                return
+            for block in range(first, first + count):
+                self._read_piece(block, 1, found)
+            return
+        self._split(first, count, found)
+
+    def _pieces(self, runs: Runs) -> Iterable[tuple[int, int]]:
+        for first, count in runs:
+            for start in range(first, first + count, self._most):
+                yield start, min(self._most, first + count - start)
+
+    def _window(self, count: int) -> memoryview:
+        return self._scratch[:self._geometry.byte_of(count)]
+
+    def _split(self, first: int, count: int, found: Fetched) -> None:
+        byte_of, scratch = self._geometry.byte_of, self._scratch
+        for index in range(count):
+            found[first + index] = bytes(scratch[byte_of(index):byte_of(index + 1)])

@@ -1,0 +1,85 @@
+"""Directories: OPENDIR, READDIR, READDIRPLUS."""
+
+import errno
+from typing import TYPE_CHECKING
+
+from fusewire import fileio, uapi, wire
+from fusewire.ext4 import directory
+from fusewire.ext4 import inode as inodes
+from fusewire.ext4.errors import Corrupt, Refused
+from fusewire.handlers import nodes
+from fusewire.session import Session
+from fusewire.wire import Pieces, Request
+
+if TYPE_CHECKING:
+    from fusewire.ext4.directory import Name
+    from fusewire.ext4.inode import Inode
+
+OPENDIR_FLAGS: int = uapi.FOPEN_KEEP_CACHE | uapi.FOPEN_CACHE_DIR
+_DOTS = (b".", b"..")
+
+
+def opendir(session: Session, request: Request) -> bytes:
+    """OPENDIR: not needed; ENOSYS means that every directory is opened so, and its listing kept."""
+    if session.negotiated is not None and session.negotiated.no_opendir:
+        raise Refused(errno.ENOSYS)
+    return wire.reply_open(request.unique, 0, OPENDIR_FLAGS)
+
+
+def readdir(session: Session, request: Request) -> Pieces:
+    """READDIR."""
+    found = _names(session, _directory(session, request), request, wire.DIRENT_SIZE)
+    packed = [wire.dirent(name.inode, name.cookie, name.name, name.d_type) for name in found]
+    return wire.reply_data(request.unique, b"".join(packed))
+
+
+def readdirplus(session: Session, request: Request) -> Pieces:
+    """READDIRPLUS: each name with its attributes, as if it had been looked up."""
+    fs, count = session.fs, session.lookups.add
+    found = _names(session, _directory(session, request), request, wire.DIRENTPLUS_SIZE)
+    fs.cache.want(inodes.blocks_of(fs, [name.inode for name in found]))
+    packed, known = [], []
+    for cookie, number, d_type, name in found:
+        entry = wire.NO_ENTRY if name in _DOTS else _entry(session, number)
+        if entry is not wire.NO_ENTRY:
+            known.append(number)
+        packed.append(wire.direntplus(entry, number, cookie, name, d_type))
+    for number in known:
+        count(number)
+    return wire.reply_data(request.unique, b"".join(packed))
+
+
+def _entry(session: Session, number: int) -> bytes:
+    """The entry of an inode, or a name without one if the inode is broken: LOOKUP will say so to who asks for it."""
+    fs = session.fs
+    try:
+        return nodes.entry(fs, inodes.check_in_use(fs, fs.inode(number)))
+    except (Corrupt, OSError):
+        return wire.NO_ENTRY
+
+
+def _directory(session: Session, request: Request) -> "Inode":
+    found = session.inode(request.nodeid)
+    if not found.is_dir:
+        raise Refused(errno.ENOTDIR)
+    return found
+
+
+def _names(session: Session, of: "Inode", request: Request, head_bytes: int) -> "list[Name]":
+    """The names from the request's offset on whose entries, ``head_bytes`` and the name each, fit in the reply.
+
+    What comes before a broken block is given out; the error goes to who reads on from there.
+    """
+    _, cookie, size, *_ = request.body
+    left = min(size, fileio.READ_MOST_BYTES)
+    found: "list[Name]" = []
+    try:
+        for name in directory.read(session.fs, of, cookie):
+            left -= head_bytes + (len(name.name) + 7 & ~7)
+            if left < 0:
+                break
+            found.append(name)
+    except Corrupt:
+        if not found:
+            raise
+    return found

@@ -1,0 +1,66 @@
+"""Inodes as the protocol describes them: entries, attributes and statx records, packed once and kept in ``Inode.memo``.
+
+Nobody but us changes the file system, so everything is valid for ever.
+"""
+
+from typing import TYPE_CHECKING
+
+from fusewire import uapi, wire
+from fusewire.ext4 import namespace
+from fusewire.ext4.inode import FLAG_APPEND, FLAG_IMMUTABLE, FLAG_NODUMP, FLAG_VERITY, Inode
+from fusewire.session import node_of
+
+if TYPE_CHECKING:
+    from fusewire.ext4.filesystem import Ext4
+
+ATTR_AT: int = uapi.entry_out.offsets["attr.ino"]   # where fuse_attr begins in fuse_entry_out
+
+# statx(2), linux/stat.h
+STATX_BASIC_AND_BTIME = 0xFFF
+STATX_BASIC = 0x7FF
+_ATTR_COMPRESSED, _ATTR_IMMUTABLE, _ATTR_APPEND, _ATTR_NODUMP = 0x4, 0x10, 0x20, 0x40
+_ATTR_ENCRYPTED, _ATTR_VERITY = 0x800, 0x100000
+_ATTRIBUTES = ((FLAG_IMMUTABLE, _ATTR_IMMUTABLE), (FLAG_APPEND, _ATTR_APPEND), (FLAG_NODUMP, _ATTR_NODUMP),
+               (FLAG_VERITY, _ATTR_VERITY), (0x800, _ATTR_ENCRYPTED))
+_ATTRIBUTES_MASK = sum(bit for _, bit in _ATTRIBUTES)
+
+
+def entry(fs: "Ext4", inode: Inode) -> bytes:
+    """fuse_entry_out (128 bytes) of an inode; its end is fuse_attr.  May miss a block for an encrypted symlink."""
+    known: bytes | None = inode.memo
+    if known is None:
+        number = inode.number
+        known = inode.memo = wire.pack_entry(node_of(number), inode.generation, wire.FOREVER, 0, wire.FOREVER, 0,
+                                             _attr(fs, inode))
+    return known
+
+
+def shown_size(fs: "Ext4", inode: Inode) -> int:
+    """The size that stat(2) shows: that of the target as readlink(2) gives it for an encrypted symbolic link."""
+    if inode.is_encrypted and inode.is_symlink:
+        return len(namespace.readlink(fs, inode))
+    return inode.size
+
+
+def _attr(fs: "Ext4", inode: Inode) -> bytes:
+    return wire.pack_attr(
+        inode.number, shown_size(fs, inode), inode.sectors, inode.atime[0], inode.mtime[0], inode.ctime[0],
+        inode.atime[1], inode.mtime[1], inode.ctime[1], inode.mode, inode.links, inode.uid, inode.gid,
+        _device(*inode.rdev), fs.geometry.block_bytes, 0,
+    )
+
+
+def _device(major: int, minor: int) -> int:
+    """A device number as the kernel's new_encode_dev writes it."""
+    return minor & 0xFF | major << 8 | (minor & ~0xFF) << 12
+
+
+def statx(fs: "Ext4", inode: Inode) -> bytes:
+    """fuse_statx of an inode, with the time of its creation if the disk has it."""
+    mask = STATX_BASIC if inode.crtime is None else STATX_BASIC_AND_BTIME
+    attributes = sum(bit for flag, bit in _ATTRIBUTES if inode.flags & flag)
+    return wire.pack_statx(
+        mask, fs.geometry.block_bytes, attributes, inode.links, inode.uid, inode.gid, inode.mode, inode.number,
+        shown_size(fs, inode), inode.sectors, _ATTRIBUTES_MASK, *inode.atime, *(inode.crtime or (0, 0)), *inode.ctime,
+        *inode.mtime, *inode.rdev, 0, 0,
+    )

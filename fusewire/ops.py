@@ -1,0 +1,128 @@
+"""The opcode table: one row is everything about one opcode, except its layout, which stands in ``wire.SHAPES``.
+
+Tracing, error handling and the refusal of changes read the row.  An opcode without a handler is answered ENOSYS by
+``not_served``; rows marked ``changes`` are answered EROFS on a read-only mount by ``refuse_change``.
+"""
+
+import errno
+from collections.abc import Callable
+from typing import NamedTuple, NoReturn
+
+from fusewire import uapi
+from fusewire.ext4.errors import Refused
+from fusewire.fileio import Plan
+from fusewire.handlers import attributes, connection, control, directories, files, names, xattrs
+from fusewire.session import Session
+from fusewire.wire import Pieces, Request
+
+Reply = bytes | Pieces | Plan | None
+Handler = Callable[[Session, Request], Reply]
+
+
+class NotServed(Refused):
+    """There is no handler for this opcode; ENOSYS, and the kernel does not ask again."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ENOSYS)
+
+
+def not_served(_session: Session, _request: Request) -> NoReturn:
+    """The handler of opcodes that have none."""
+    raise NotServed
+
+
+class Op(NamedTuple):
+    """One opcode.
+
+    Attributes:
+        handler: makes the reply, from a session and a request.
+        replies: whether the kernel waits for a reply.
+        changes: whether the operation changes the file system.
+        waits: whether the reply has to wait until the operation's batch is durable.
+    """
+
+    opcode: int
+    handler: Handler = not_served
+    replies: bool = True
+    changes: bool = False
+    waits: bool = False
+
+
+UNKNOWN = Op(0)     # the row of every opcode that has none
+
+_NAMES = {number: name.removeprefix("FUSE_") for number, name in uapi.enumerators("fuse_opcode").items()}
+
+
+def name_of(opcode: int) -> str:
+    """An opcode's name as in the header, without FUSE_."""
+    return _NAMES.get(opcode, f"opcode {opcode}")
+
+
+ROWS = (
+    Op(uapi.FUSE_LOOKUP, names.lookup),
+    Op(uapi.FUSE_FORGET, names.forget, replies=False),
+    Op(uapi.FUSE_GETATTR, attributes.getattr),
+    Op(uapi.FUSE_SETATTR, changes=True),
+    Op(uapi.FUSE_READLINK, names.readlink),
+    Op(uapi.FUSE_SYMLINK, changes=True),
+    Op(uapi.FUSE_MKNOD, changes=True),
+    Op(uapi.FUSE_MKDIR, changes=True),
+    Op(uapi.FUSE_UNLINK, changes=True),
+    Op(uapi.FUSE_RMDIR, changes=True),
+    Op(uapi.FUSE_RENAME, changes=True),
+    Op(uapi.FUSE_LINK, changes=True),
+    Op(uapi.FUSE_OPEN, files.open),
+    Op(uapi.FUSE_READ, files.read),
+    Op(uapi.FUSE_WRITE, changes=True),
+    Op(uapi.FUSE_STATFS, attributes.statfs),
+    Op(uapi.FUSE_RELEASE, files.release),
+    Op(uapi.FUSE_FSYNC, files.fsync, waits=True),
+    Op(uapi.FUSE_SETXATTR, changes=True),
+    Op(uapi.FUSE_GETXATTR, xattrs.getxattr),
+    Op(uapi.FUSE_LISTXATTR, xattrs.listxattr),
+    Op(uapi.FUSE_REMOVEXATTR, changes=True),
+    Op(uapi.FUSE_FLUSH, files.flush),
+    Op(uapi.FUSE_INIT, connection.init),
+    Op(uapi.FUSE_OPENDIR, directories.opendir),
+    Op(uapi.FUSE_READDIR, directories.readdir),
+    Op(uapi.FUSE_RELEASEDIR, files.release),
+    Op(uapi.FUSE_FSYNCDIR, files.fsync, waits=True),
+    Op(uapi.FUSE_GETLK),
+    Op(uapi.FUSE_SETLK),
+    Op(uapi.FUSE_SETLKW),
+    Op(uapi.FUSE_ACCESS, connection.never_again),
+    Op(uapi.FUSE_CREATE, changes=True),
+    Op(uapi.FUSE_INTERRUPT, connection.never_again),
+    Op(uapi.FUSE_BMAP, files.bmap),
+    Op(uapi.FUSE_DESTROY, connection.destroy, waits=True),
+    Op(uapi.FUSE_IOCTL, control.ioctl),
+    Op(uapi.FUSE_POLL, connection.never_again),
+    Op(uapi.FUSE_NOTIFY_REPLY, connection.ignore, replies=False),
+    Op(uapi.FUSE_BATCH_FORGET, names.batch_forget, replies=False),
+    Op(uapi.FUSE_FALLOCATE, changes=True),
+    Op(uapi.FUSE_READDIRPLUS, directories.readdirplus),
+    Op(uapi.FUSE_RENAME2, changes=True),
+    Op(uapi.FUSE_LSEEK, files.lseek),
+    Op(uapi.FUSE_COPY_FILE_RANGE, changes=True),
+    Op(uapi.FUSE_SETUPMAPPING),
+    Op(uapi.FUSE_REMOVEMAPPING),
+    Op(uapi.FUSE_SYNCFS, connection.syncfs, waits=True),
+    Op(uapi.FUSE_TMPFILE, changes=True),
+    Op(uapi.FUSE_STATX, attributes.statx),
+    Op(uapi.FUSE_COPY_FILE_RANGE_64, changes=True),
+)
+
+
+def refuse_change(_session: Session, _request: Request) -> NoReturn:
+    """The handler of every change on a read-only mount."""
+    raise Refused(errno.EROFS)
+
+
+def table(rows: tuple[Op, ...], read_only: bool) -> dict[int, Op]:
+    """The rows by opcode, as one mount uses them.  ValueError for an opcode with two rows."""
+    found: dict[int, Op] = {}
+    for row in rows:
+        if row.opcode in found:
+            raise ValueError(f"two rows for {name_of(row.opcode)}")
+        found[row.opcode] = row._replace(handler=refuse_change) if read_only and row.changes else row
+    return found

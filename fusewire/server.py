@@ -1,0 +1,346 @@
+"""The loop: read a request, run its row, wait for blocks if any are missing, write the reply.
+
+Everything below runs to its end without waiting.  An operation that meets a block which is not in memory raises
+``BlockMiss``; its blocks are fetched and it runs again from the top, with nothing left over from the first attempt.
+File data that are not resident are read by a worker thread, which writes the reply itself.
+
+V1  Each request is answered exactly once, FORGET and its kin never: whoever takes it out of ``_waiting`` answers it.
+V2  No request, no disk and no peer can end the loop: ``_attempt`` is the one place that catches whatever is raised.
+V3  At most ``WAITING_MOST`` requests wait; from then on none is read, so memory is bounded.
+V4  Only the loop's thread touches the core and the session; worker threads see a plan, a buffer and the two devices.
+"""
+
+import asyncio
+import contextlib
+import errno
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from fusewire import fileio, log, ops, uapi, wire
+from fusewire.blockdev import BlockDevice, BlockReader, Fetched
+from fusewire.ext4.blocks import BlockMiss
+from fusewire.ext4.errors import Corrupt, Refused, Unsupported, errno_of
+from fusewire.fileio import Plan
+from fusewire.ops import NotServed, Op
+from fusewire.session import Session
+from fusewire.wire import Pieces, ProtocolError, Request
+from fusewire.wirelog import WireLog
+from fusewire.workers import Workers
+
+DRAIN_MOST = 32         # requests per wake-up: one wake-up each costs 1 µs more, more would starve the other events
+WAITING_MOST = 1024     # requests that wait; the kernel sends 64 in the background, the others are a process each
+ATTEMPTS_MOST = 10_000  # runs of one operation; the largest directory of the longest search needs a few hundred
+INLINE_ATTEMPTS = 16    # of them in a row before others get their turn
+STOP_SECONDS = 2.0      # for worker threads to end
+RECEIVE_BYTES = fileio.READ_MOST_BYTES + 4096   # the largest WRITE and its headers; untouched pages cost nothing
+
+_INIT: int = uapi.FUSE_INIT
+_GONE = frozenset((errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN, errno.EPERM, errno.EBADF, errno.EPIPE))
+_AGAIN = frozenset((errno.ENOENT, errno.EINTR))    # the request was taken back before it was read
+
+
+class Starved(Exception):
+    """An operation that never had all its blocks at once: the cache is too small for it, or the core loops."""
+
+
+class Waiter:
+    """A request that waits for blocks: how often it was run and how many fetches it still waits for."""
+
+    __slots__ = ("attempts", "fetches", "request")
+
+    def __init__(self, request: Request) -> None:
+        self.request = request.detach()
+        self.attempts = 0
+        self.fetches = 0
+
+
+class Server:
+    """Serves one session on one fd, a mounted ``/dev/fuse`` or the socket of a test that plays the kernel."""
+
+    def __init__(self, fd: int, session: Session, device: BlockDevice, wirelog: WireLog | None = None) -> None:
+        self._fd = fd
+        self._session = session
+        self._device = device
+        self._rows = ops.table(ops.ROWS, session.read_only)
+        self._shapes = wire.SHAPES
+        self._wirelog = wirelog
+        self._workers = Workers()
+        self._view = memoryview(bytearray(RECEIVE_BYTES))
+        self._buffers = [self._view]
+        self._buffer = fileio.buffer()      # for data and blocks that are read without waiting
+        self._reader = BlockReader(device, session.fs.geometry, self._buffer)
+        self._waiting: dict[int, Waiter] = {}
+        self._fetching: dict[int, list[Waiter]] = {}    # block → who waits for it
+        self._reading = False
+        self._home = 0                      # the loop's thread
+        self._logged: set[object] = set()   # what is logged once
+        self._bounds: dict[str, log.Bounded] = {}
+
+    # --- The loop -----------------------------------------------------------------------------------------------------
+
+    async def serve(self) -> None:
+        """Serve until the kernel, or ``stop``, ends the connection."""
+        self._loop = asyncio.get_running_loop()
+        self._home = threading.get_ident()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        os.set_blocking(self._fd, False)
+        self._resume()
+        try:
+            await self._ended
+        finally:
+            self._pause()
+            self._fd = -1   # a thread that a dead device holds must not write to whatever gets this number next
+            self._workers.stop(STOP_SECONDS)
+
+    def stop(self) -> None:
+        """Have ``serve`` return; requests that wait are left to the kernel, which ends them with the connection."""
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+    def answer_first(self, message: bytes) -> None:
+        """Answer INIT before the loop runs.  ``ProtocolError`` if it cannot be served."""
+        if self._wirelog is not None:
+            self._wirelog.request(message)
+        self._answer_init(wire.decode(memoryview(message), len(message)))
+
+    def _answer_init(self, request: Request) -> None:
+        try:
+            self._finish(request, self._row_of(request.opcode).handler(self._session, request))
+        except wire.Refused as refusal:
+            self._write((refusal.reply,))
+            raise
+        agreed = self._session.negotiated
+        if agreed is not None:
+            self._shapes = wire.shapes_for(agreed.flags)
+            if self._wirelog is not None:
+                self._wirelog.negotiated(agreed.flags)
+
+    def _pause(self) -> None:
+        if self._reading:
+            self._loop.remove_reader(self._fd)
+            self._reading = False
+
+    def _resume(self) -> None:
+        if not self._reading and not self._ended.done():
+            self._loop.add_reader(self._fd, self._drain)
+            self._reading = True
+
+    def _drain(self) -> None:
+        """Serve what has arrived, a bounded number of requests."""
+        for _ in range(DRAIN_MOST):
+            try:
+                length = os.readv(self._fd, self._buffers)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _AGAIN:
+                    continue
+                self._lost(error)
+                return
+            if not length:  # the other end of a socket was closed
+                self.stop()
+                return
+            self._serve(length)
+            if len(self._waiting) >= WAITING_MOST:
+                self._pause()
+                return
+
+    def _lost(self, error: OSError) -> None:
+        if error.errno not in _GONE:
+            log.error("fuse_device_failed", error=str(error))
+        self.stop()
+
+    # --- One request --------------------------------------------------------------------------------------------------
+
+    def _serve(self, length: int) -> None:
+        if self._wirelog is not None:
+            self._wirelog.request(self._view[:length])
+        try:
+            request = wire.decode(self._view, length, self._shapes)
+        except ProtocolError as error:
+            self._refuse_malformed(error)
+            return
+        self._attempt(request, self._run if request.opcode != _INIT else self._answer_init, request)
+
+    def _attempt(self, request: Request | None, step: Callable[..., None], *arguments: Any) -> None:
+        """Do a step of a request (or of several: None); whatever it raises becomes the reply.  From any thread."""
+        try:
+            step(*arguments)
+        except Exception as error:
+            self._refuse(request, error)
+
+    def _run(self, request: Request) -> None:
+        """Run the row; if blocks are missing that have to be waited for, leave the request waiting."""
+        try:
+            self._finish(request, self._row_of(request.opcode).handler(self._session, request))
+        except BlockMiss as miss:
+            waiter = self._waiting[request.unique] = Waiter(request)
+            self._run_again(waiter, miss)
+
+    def _run_again(self, waiter: Waiter, miss: BlockMiss) -> None:
+        """Fetch what is missing and run the row again, until the reply is made or has to wait."""
+        request = waiter.request
+        handler = self._row_of(request.opcode).handler
+        for _ in range(INLINE_ATTEMPTS):
+            waiter.attempts += 1
+            if waiter.attempts > ATTEMPTS_MOST:
+                raise Starved(f"{waiter.attempts} runs")
+            if self._fetch(waiter, miss):
+                return
+            try:
+                reply = handler(self._session, request)
+            except BlockMiss as further:
+                miss = further
+                continue
+            self._take(request.unique)
+            self._finish(request, reply)
+            return
+        self._loop.call_soon(self._attempt, request, self._run_again, waiter, miss)
+
+    def _row_of(self, opcode: int) -> Op:
+        return self._rows.get(opcode, ops.UNKNOWN)
+
+    def _finish(self, request: Request, reply: ops.Reply) -> None:
+        """Send what a handler returned."""
+        if type(reply) is bytes:
+            self._write((reply,))
+        elif type(reply) is tuple:
+            self._write(reply)
+        elif type(reply) is Plan:
+            self._send_data(request, reply)
+
+    # --- Blocks -------------------------------------------------------------------------------------------------------
+
+    def _fetch(self, waiter: Waiter, miss: BlockMiss) -> bool:
+        """Bring blocks into the cache: False if they are there now, True if the request waits for them."""
+        found, missing = self._reader.read_now(miss.runs)
+        self._session.fs.cache.admit(found)
+        if not missing:
+            return False
+        asked: list[tuple[int, int]] = []
+        for first, count in missing:
+            for block in range(first, first + count):
+                self._join(waiter, block, asked)
+        if asked:
+            self._workers.submit(lambda buffer: self._attempt(None, self._fetch_in_thread, asked, buffer))
+        return True
+
+    def _join(self, waiter: Waiter, block: int, asked: list[tuple[int, int]]) -> None:
+        """Wait for a block; if nobody else does yet, it is added to the runs that are asked for now."""
+        waiter.fetches += 1
+        others = self._fetching.get(block)
+        if others is not None:
+            others.append(waiter)
+            return
+        self._fetching[block] = [waiter]
+        if asked and sum(asked[-1]) == block:
+            asked[-1] = (asked[-1][0], asked[-1][1] + 1)
+        else:
+            asked.append((block, 1))
+
+    def _fetch_in_thread(self, runs: list[tuple[int, int]], buffer: memoryview) -> None:
+        """Read the runs; whatever happens, those who wait for them go on."""
+        blocks = [block for first, count in runs for block in range(first, first + count)]
+        found: Fetched = dict.fromkeys(blocks, OSError(errno.EIO, "not read"))
+        try:
+            found = BlockReader(self._device, self._session.fs.geometry, buffer).read(runs)
+        finally:
+            self._post(self._arrived, found)
+
+    def _arrived(self, found: Fetched) -> None:
+        """Admit what a thread has read, and go on with the requests that have all they waited for."""
+        self._session.fs.cache.admit(found)
+        for block in found:
+            for waiter in self._fetching.pop(block, ()):
+                waiter.fetches -= 1
+                if not waiter.fetches:
+                    self._attempt(waiter.request, self._run_again, waiter, BlockMiss(()))
+
+    # --- File data ----------------------------------------------------------------------------------------------------
+
+    def _send_data(self, request: Request, plan: Plan) -> None:
+        """Answer with file data: at once if they are resident, else from a worker thread."""
+        if plan.is_zero:
+            self._write(wire.reply_data(request.unique, fileio.ZEROES[plan.reply]))
+        elif fileio.fill_now(self._device, plan, self._buffer):
+            self._write(wire.reply_data(request.unique, self._buffer[plan.reply]))
+        else:
+            self._waiting[request.unique] = Waiter(request)
+            self._workers.submit(lambda buffer: self._attempt(request, self._send_from_thread, request, plan, buffer))
+
+    def _send_from_thread(self, request: Request, plan: Plan, buffer: memoryview) -> None:
+        fileio.fill(self._device, plan, buffer)
+        self._take(request.unique)
+        self._write(wire.reply_data(request.unique, buffer[plan.reply]))
+
+    def _take(self, unique: int) -> None:
+        """The request waits no longer.  From any thread."""
+        if self._waiting.pop(unique, None) is not None and not self._reading:
+            self._post(self._resume)
+
+    def _post(self, step: Callable[..., None], *arguments: Any) -> None:
+        """Have the loop's thread do a step soon.  From any thread; nothing happens once the loop has ended."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(step, *arguments)
+
+    # --- Replies ------------------------------------------------------------------------------------------------------
+
+    def _write(self, pieces: Pieces) -> None:
+        """Write one reply, from any thread; with a wire log, which has no lock, from the loop's."""
+        if self._wirelog is not None:
+            if self._home and self._home != threading.get_ident():
+                self._post(self._write, tuple(map(bytes, pieces)))
+                return
+            self._wirelog.reply(*pieces)
+        try:
+            os.writev(self._fd, pieces)
+        except OSError as error:
+            # ENOENT: the request is gone, its caller was killed.  Gone connections are noticed by the reader.
+            if error.errno not in _GONE and error.errno != errno.ENOENT:
+                self._bounded("reply_rejected", error=str(error), reply=bytes(pieces[0]).hex())
+
+    def _refuse(self, request: Request | None, error: Exception) -> None:
+        """Answer with the error that an exception stands for, and log what is not an ordinary answer."""
+        opcode, node = (request.opcode, request.nodeid) if request is not None else (0, 0)
+        self._log(error, ops.name_of(opcode), node)
+        if request is not None:
+            self._take(request.unique)
+            if self._row_of(opcode).replies:
+                self._write((wire.reply_error(request.unique, errno_of(error)),))
+
+    def _refuse_malformed(self, error: ProtocolError) -> None:
+        self._bounded("malformed_request", error=str(error), opcode=ops.name_of(error.opcode))
+        if error.unique and self._row_of(error.opcode).replies:
+            self._write((wire.reply_error(error.unique, errno.EIO),))
+
+    # --- Logging ------------------------------------------------------------------------------------------------------
+
+    def _log(self, error: Exception, op: str, node: int) -> None:
+        where: dict[str, Any] = {"op": op, "node": node}
+        if isinstance(error, Refused):
+            if isinstance(error, NotServed):
+                self._once("opcode_not_served", op, **where)
+        elif isinstance(error, Corrupt):
+            self._bounded("corrupt", **{**where, **error.where, "check": error.check, "rule": error.check.value})
+        elif isinstance(error, Unsupported):
+            self._once("unsupported", str(error), reason=str(error), **where)
+        elif isinstance(error, OSError):
+            self._bounded("device_error", error=str(error), **where)
+        elif isinstance(error, ProtocolError):
+            self._bounded("malformed_request", error=str(error), **where)
+        elif self._bound("bug").passes(where):
+            log.bug("bug", error, **where)
+
+    def _once(self, event: str, key: object, **fields: object) -> None:
+        if (event, key) not in self._logged:
+            self._logged.add((event, key))
+            log.warning(event, **fields)
+
+    def _bounded(self, event: str, **fields: Any) -> None:
+        if self._bound(event).passes(fields):
+            log.error(event, **fields)
+
+    def _bound(self, event: str) -> log.Bounded:
+        return self._bounds.setdefault(event, log.Bounded())
