@@ -70,7 +70,7 @@ def _decode_inode(inode: Inode) -> tuple[Entry, ...]:
 
 
 def _decode_block(inode: Inode, data: bytes) -> tuple[Entry, ...]:
-    magic, _, blocks, _, _ = layout.XATTR_HEADER.unpack(data)
+    magic, _, blocks, *_ = layout.XATTR_HEADER.unpack(data)
     if magic != MAGIC or blocks != 1:
         raise Corrupt(Check.XATTR_MAGIC, inode=inode.number, block=inode.file_acl, magic=f"{magic:#010x}")
     return _decode_entries(data, layout.XATTR_HEADER.size, inode=inode.number, block=inode.file_acl)
