@@ -34,7 +34,7 @@ class Feature(Row, Enum):
     RESIZE_INODE = ("resize_inode", 0x10, "compat", Policy.READ)
     DIR_INDEX = ("dir_index", 0x20, "compat", Policy.READ)
     LAZY_BG = ("lazy_bg", 0x40, "compat", Policy.READ)
-    EXCLUDE_BITMAP = ("exclude_bitmap", 0x100, "compat", Policy.READ)
+    EXCLUDE_BITMAP = ("snapshot_bitmap", 0x100, "compat", Policy.READ)
     SPARSE_SUPER2 = ("sparse_super2", 0x200, "compat", Policy.READ)
     FAST_COMMIT = ("fast_commit", 0x400, "compat", Policy.READ)
     STABLE_INODES = ("stable_inodes", 0x800, "compat", Policy.READ)
