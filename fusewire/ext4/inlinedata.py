@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 def read(fs: "Ext4", inode: Inode) -> bytes:
     """The inode's inline content: its size in bytes, or fewer where nothing is stored behind it (those read as zero).
 
-    Raises ``Corrupt(INLINE_DATA)`` if the size is larger than the inode could hold.
+    A file may well be larger than what its inode can hold: truncated to that size, or copied as one hole.
     """
-    return (inode.block + xattrstore.inline_rest(fs, inode))[:check_size(fs, inode)]
+    return (inode.block + xattrstore.inline_rest(fs, inode))[:inode.size]
 
 
 def check_size(fs: "Ext4", inode: Inode) -> int:
-    """The size of an inline inode in bytes, if the inode could hold as much; else ``Corrupt(INLINE_DATA)``."""
+    """The size of an inline directory in bytes, if the inode could hold as much; else ``Corrupt(INLINE_DATA)``."""
     if inode.size > len(inode.block) + fs.geometry.inode_bytes:
         raise Corrupt(Check.INLINE_DATA, inode=inode.number, size=inode.size)
     return inode.size

@@ -57,7 +57,10 @@ def readlink(fs: "Ext4", link: Inode) -> bytes:
 def _target(fs: "Ext4", link: Inode) -> bytes:
     """The stored bytes: in the block array if they are short and no block is allocated, else in one block."""
     if link.is_inline:
-        return inlinedata.read(fs, link)
+        target = inlinedata.read(fs, link)
+        if len(target) != link.size:
+            raise Corrupt(Check.SYMLINK_SIZE, inode=link.number, size=link.size, stored=len(target))
+        return target
     if _is_fast(fs, link):
         if link.size >= FAST_SYMLINK_BYTES:
             raise Corrupt(Check.SYMLINK_SIZE, inode=link.number, size=link.size)
