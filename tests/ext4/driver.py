@@ -1,8 +1,8 @@
 """The ext4 core driven as a library: no mount, no loop, a plain read for every block that it misses.
 
 `Core` opens an image (a path or bytes) and runs operations of the core until they no longer wait, counting how often
-they had to start again.  `image` makes images with mke2fs once per process, `Editor` changes the metadata of an image in
-memory and recomputes the checksums, so that a test breaks one rule and no other.
+they had to start again.  `image` makes images with mke2fs once per process, `Editor` changes the metadata of an image
+in memory and recomputes the checksums, so that a test breaks one rule and no other.
 """
 
 from __future__ import annotations
@@ -192,7 +192,8 @@ def debugfs(path: Path, *commands: str, write: bool = False) -> str:
     script = "\n".join(commands).encode("latin-1") + b"\n"
     words = ["debugfs", *(["-w"] if write else []), "-f", "/dev/stdin", str(path)]
     done = subprocess.run(words, input=script, capture_output=True, env=ENVIRONMENT, check=True)
-    complaints = [line for line in done.stderr.decode("latin-1").splitlines() if line and not line.startswith("debugfs ")]
+    printed = done.stderr.decode("latin-1").splitlines()
+    complaints = [line for line in printed if line and not line.startswith("debugfs ")]
     if complaints:
         raise RuntimeError(f"debugfs {path}: {complaints}")
     return done.stdout.decode("latin-1")
