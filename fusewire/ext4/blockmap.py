@@ -53,14 +53,19 @@ def _descend(fs: "Ext4", inode: Inode, block: int, level: int, base: int, file_b
         span = pointers ** level
         if block == 0:
             return Run(base, span, None)
-        if not fs.geometry.first_data_block < block < fs.geometry.blocks:
-            raise Corrupt(Check.BLOCKMAP_RANGE, inode=inode.number, block=block)
+        check_pointer(fs, inode, block)
         if level == 1:
             runs = fs.cache.view(block, "runs", _runs_in)
             return _run(fs, inode, runs, file_block - base, file_block)
         level -= 1
         index, within = divmod(file_block - base, pointers ** level)
         base, block = file_block - within, fs.cache.view(block, "pointers", _pointers_in)[index]
+
+
+def check_pointer(fs: "Ext4", inode: Inode, block: int) -> None:
+    """Raise ``Corrupt(BLOCKMAP_RANGE)`` if no pointer block can be there."""
+    if not fs.geometry.first_data_block < block < fs.geometry.blocks:
+        raise Corrupt(Check.BLOCKMAP_RANGE, inode=inode.number, block=block)
 
 
 def _pointers_in(data: bytes) -> Pointers:

@@ -53,12 +53,12 @@ def find(fs: "Ext4", inode: Inode, file_block: int) -> Run:
 
     Raises ``Corrupt`` for a node that breaks a rule, ``BlockMiss`` for one that is not in memory.
     """
-    node = _root(fs, inode)
+    node = root_of(fs, inode)
     while node.depth:
         index = bisect_right(node.firsts, file_block) - 1
         if index < 0:
             return Run(0, node.firsts[0] if node.firsts else node.end, None)
-        node = _child(fs, inode, node, index)
+        node = child_of(fs, inode, node, index)
     return _find_in_leaf(node, file_block)
 
 
@@ -75,14 +75,16 @@ def _find_in_leaf(node: Node, file_block: int) -> Run:
     return Run(hole_start, hole_end - hole_start, None)
 
 
-def _root(fs: "Ext4", inode: Inode) -> Node:
+def root_of(fs: "Ext4", inode: Inode) -> Node:
+    """The root node, in the inode's block array."""
     if inode.mapping is None:
         inode.mapping = _decode(fs, inode, inode.block, None, 0, END_OF_FILE_BLOCKS)
     root: Node = inode.mapping
     return root
 
 
-def _child(fs: "Ext4", inode: Inode, parent: Node, index: int) -> Node:
+def child_of(fs: "Ext4", inode: Inode, parent: Node, index: int) -> Node:
+    """The node that entry ``index`` of an inner node leads to; nodes after it are read ahead."""
     first = parent.firsts[index]
     end = parent.firsts[index + 1] if index + 1 < len(parent.firsts) else parent.end
     block, depth = parent.starts[index], parent.depth - 1

@@ -1,0 +1,254 @@
+"""Changing extent trees: mapping blocks, marking them written, unmapping them.
+
+Every change rewrites one leaf and lets the consequences rise: a leaf that became too full is split, one that became
+empty is freed, and an index always holds the first file block of its child (which the kernel checks).
+Kernel documentation, ext4, "Extent Tree".
+"""
+
+import errno
+import struct
+from bisect import bisect_right
+from typing import TYPE_CHECKING, NamedTuple
+
+from . import alloc, checksum, extents, inodestore, layout
+from .errors import Refused
+from .extents import MAX_DEPTH, MAX_WRITTEN, Node, Run
+from .inode import Inode
+from .units import SECTOR_BYTES
+
+if TYPE_CHECKING:
+    from .transaction import Transaction
+
+MAX_UNWRITTEN = MAX_WRITTEN - 1     # a length of 32768 is the longest written extent, so unwritten ones end below
+HEADER_BYTES, ENTRY_BYTES, TAIL_BYTES = 12, 12, 4
+ROOT_ENTRIES = 4
+_EXTENT = struct.Struct("<IHHI")
+_INDEX = struct.Struct("<IIHH")
+_HEADER = layout.EXTENT_HEADER.struct
+
+
+class Step(NamedTuple):
+    """One node on the way from the root to a leaf: its block (None: the root), and which of its entries was taken."""
+
+    block: int | None
+    node: Node
+    taken: int
+
+
+def insert(tx: "Transaction", inode: Inode, run: Run) -> Inode:
+    """Map a hole: ``run`` (with a start) joins the tree, merged with the extents that it continues."""
+    path = _path(tx, inode, run.file_block)
+    return _store_leaf(tx, inode, path, _merged([*_runs(path[-1].node), run]), run.file_block)
+
+
+def convert(tx: "Transaction", inode: Inode, first: int, count: int, *, unwritten: bool) -> Inode:
+    """Mark what is mapped of file blocks [first, first + count) as written, or as unwritten; holes stay holes."""
+    end = first + count
+    while first < end:
+        path = _path(tx, inode, first)
+        leaf = path[-1].node
+        stop = min(end, leaf.end)
+        old = _runs(leaf)
+        new = _merged([part for run in old for part in _converted(run, first, stop, unwritten)])
+        if new != old:
+            inode = _store_leaf(tx, inode, path, new, first)
+        first = max(stop, first + 1)
+    return inode
+
+
+def unmap(tx: "Transaction", inode: Inode, first: int, end: int, budget: int) -> tuple[Inode, bool]:
+    """Free the blocks of file blocks [first, end), from the end on, about ``budget`` extents in this transaction.
+
+    Returns the inode and whether all is done.
+    """
+    while budget > 0:
+        path = _path(tx, inode, end - 1)
+        old = _runs(path[-1].node)
+        inside = [run.file_block for run in old if run.file_block < end][-budget:]
+        lowest = max([first, _first_of(path), *inside[:1]])
+        budget -= max(len(inside), 1)
+        kept = [part for run in old for part in _cut(run, lowest, end)]
+        if kept != old:
+            freed = sum(_free_cut(tx, run, lowest, end) for run in old)
+            inode = counted(tx, inode, -freed)
+            inode = _store_leaf(tx, inode, path, kept, lowest)
+        if lowest <= first:
+            return inode, True
+        end = lowest
+    return inode, False
+
+
+def empty_root() -> bytes:
+    """The block array of a new inode that maps by extents."""
+    return _HEADER.pack(extents.MAGIC, 0, ROOT_ENTRIES, 0, 0).ljust(60, b"\0")
+
+
+def _path(tx: "Transaction", inode: Inode, file_block: int) -> list[Step]:
+    """The nodes from the root to the leaf that holds a file block, or would; its neighbours in the leaf, too."""
+    node, block, path = extents.root_of(tx, inode), None, []
+    while node.depth:
+        index = max(bisect_right(node.firsts, file_block) - 1, 0)
+        path.append(Step(block, node, index))
+        block = node.starts[index]
+        node = extents.child_of(tx, inode, node, index)
+    return [*path, Step(block, node, 0)]
+
+
+def _first_of(path: list[Step]) -> int:
+    """The file block from which on the leaf of a path is responsible."""
+    first = 0
+    for step in path[:-1]:
+        if step.taken:
+            first = step.node.firsts[step.taken]
+    return first
+
+
+def _runs(leaf: Node) -> list[Run]:
+    return [Run(*row) for row in zip(leaf.firsts, leaf.counts, leaf.starts, leaf.unwritten, strict=True)]
+
+
+def _merged(runs: list[Run]) -> list[Run]:
+    """The runs in order, each joined to the one before it that it continues."""
+    result: list[Run] = []
+    for run in sorted(runs):
+        last = result[-1] if result else None
+        most = MAX_UNWRITTEN if run.unwritten else MAX_WRITTEN
+        if (last is not None and last.start is not None and last.unwritten == run.unwritten
+                and last.file_block + last.length == run.file_block and last.start + last.length == run.start
+                and last.length + run.length <= most):
+            result[-1] = last._replace(length=last.length + run.length)
+        else:
+            result.append(run)
+    return result
+
+
+def _part(run: Run, first: int, end: int) -> Run:
+    assert run.start is not None
+    return Run(first, end - first, run.start + first - run.file_block, run.unwritten)
+
+
+def _cut(run: Run, first: int, end: int) -> list[Run]:
+    """What is left of a run without file blocks [first, end)."""
+    stop = run.file_block + run.length
+    if end <= run.file_block or first >= stop:
+        return [run]
+    left = [_part(run, run.file_block, first)] if run.file_block < first else []
+    return left + ([_part(run, end, stop)] if end < stop else [])
+
+
+def _converted(run: Run, first: int, end: int, unwritten: bool) -> list[Run]:
+    stop = run.file_block + run.length
+    low, high = max(first, run.file_block), min(end, stop)
+    if low >= high or run.unwritten == unwritten:
+        return [run]
+    middle = _part(run, low, high)._replace(unwritten=unwritten)
+    pieces = [middle]
+    if unwritten and middle.length > MAX_UNWRITTEN:
+        pieces = [_part(middle, low, low + MAX_UNWRITTEN), _part(middle, low + MAX_UNWRITTEN, high)]
+    return sorted(_cut(run, low, high) + pieces)
+
+
+def _free_cut(tx: "Transaction", run: Run, first: int, end: int) -> int:
+    """Give back what a run has in file blocks [first, end); how many blocks."""
+    low, high = max(first, run.file_block), min(end, run.file_block + run.length)
+    if low >= high:
+        return 0
+    part = _part(run, low, high)
+    assert part.start is not None
+    alloc.free(tx, part.start, part.length)
+    return part.length
+
+
+def counted(tx: "Transaction", inode: Inode, blocks: int) -> Inode:
+    """The inode with so many more blocks counted as its own (fewer, if negative)."""
+    if not blocks:
+        return inode
+    per_block = tx.geometry.block_bytes // SECTOR_BYTES
+    return inodestore.change(tx, inode, sectors=inode.sectors + blocks * per_block)
+
+
+def _store_leaf(tx: "Transaction", inode: Inode, path: list[Step], runs: list[Run], at: int) -> Inode:
+    rows = [_EXTENT.pack(run.file_block, run.length + MAX_WRITTEN if run.unwritten else run.length,
+                         (run.start or 0) >> 32, (run.start or 0) & 0xFFFFFFFF) for run in runs]
+    return _store(tx, inode, path, rows, at)
+
+
+def _index_row(first: int, block: int) -> bytes:
+    return _INDEX.pack(first, block & 0xFFFFFFFF, block >> 32, 0)
+
+
+def _index_rows(step: Step) -> list[bytes]:
+    return [_index_row(first, block) for first, block in zip(step.node.firsts, step.node.starts, strict=True)]
+
+
+def _first_block(row: bytes) -> int:
+    return int.from_bytes(row[:4], "little")
+
+
+def _store(tx: "Transaction", inode: Inode, path: list[Step], rows: list[bytes], at: int) -> Inode:
+    """Give the last node of a path new entries, and let its parent know: the node may be split, freed, or grow a level.
+
+    ``at`` is the file block around which the change happened: a node that overflows at its end is split there, so
+    that files written in order fill their nodes.
+    """
+    step, above = path[-1], path[:-1]
+    if step.block is None:
+        return _store_root(tx, inode, step.node.depth, rows)
+    if not rows:
+        alloc.free(tx, step.block, 1, metadata=True)
+        inode = counted(tx, inode, -1)
+        parent = _index_rows(above[-1])
+        del parent[above[-1].taken]
+        return _store(tx, inode, above, parent, at)
+    keep = len(rows)
+    fits = node_entries(tx)
+    if keep > fits:
+        keep = fits if _first_block(rows[-1]) <= at else keep // 2
+    _write_node(tx, inode, step.block, step.node.depth, rows[:keep])
+    parent = _index_rows(above[-1])
+    old = parent[above[-1].taken]
+    parent[above[-1].taken] = _index_row(_first_block(rows[0]), step.block)
+    if keep < len(rows):
+        inode, block = _new_node(tx, inode, step.block, step.node.depth, rows[keep:])
+        parent.insert(above[-1].taken + 1, _index_row(_first_block(rows[keep]), block))
+    elif parent[above[-1].taken] == old:
+        return inode
+    return _store(tx, inode, above, parent, at)
+
+
+def _store_root(tx: "Transaction", inode: Inode, depth: int, rows: list[bytes]) -> Inode:
+    """The root holds four entries; with more it becomes the parent of one node that holds them all."""
+    if len(rows) > ROOT_ENTRIES:
+        if depth >= MAX_DEPTH:
+            raise Refused(errno.EFBIG)
+        inode, block = _new_node(tx, inode, _goal(tx, inode), depth, rows)
+        rows, depth = [_index_row(_first_block(rows[0]), block)], depth + 1
+    if not rows:
+        depth = 0
+    header = _HEADER.pack(extents.MAGIC, len(rows), ROOT_ENTRIES, depth, 0)
+    return inodestore.change(tx, inode, block=(header + b"".join(rows)).ljust(60, b"\0"))
+
+
+def _goal(tx: "Transaction", inode: Inode) -> int:
+    return tx.geometry.first_block_of(tx.geometry.group_of_inode(inode.number)[0])
+
+
+def _new_node(tx: "Transaction", inode: Inode, goal: int, depth: int, rows: list[bytes]) -> tuple[Inode, int]:
+    block = alloc.allocate(tx, goal, 1).start
+    tx.create(block)
+    _write_node(tx, inode, block, depth, rows)
+    return counted(tx, inode, 1), block
+
+
+def node_entries(tx: "Transaction") -> int:
+    """How many entries fit into a node that has a block of its own."""
+    return (tx.geometry.block_bytes - HEADER_BYTES - TAIL_BYTES) // ENTRY_BYTES
+
+
+def _write_node(tx: "Transaction", inode: Inode, block: int, depth: int, rows: list[bytes]) -> None:
+    data, fits = tx.edit(block), node_entries(tx)
+    data[:HEADER_BYTES] = _HEADER.pack(extents.MAGIC, len(rows), fits, depth, 0)
+    data[HEADER_BYTES:HEADER_BYTES + fits * ENTRY_BYTES] = b"".join(rows).ljust(fits * ENTRY_BYTES, b"\0")
+    if tx.has_checksums:
+        seed = tx.seed_of(inode)
+        tx.seal(block, "extents", lambda raw, _read: checksum.seal_extent_block(raw, seed))

@@ -1,0 +1,55 @@
+"""Giving a file blocks and taking them away, whichever way its inode maps them."""
+
+import errno
+from typing import TYPE_CHECKING
+
+from . import alloc, extentstore, iomap, mapstore
+from .errors import Refused
+from .extents import Run
+from .inode import Inode
+
+if TYPE_CHECKING:
+    from .transaction import Transaction
+
+EXTENTS_AT_ONCE = 16    # extents freed in one transaction: with their bitmaps, far below the smallest journal's limit
+
+
+def allocate(tx: "Transaction", inode: Inode, file_block: int, count: int, *, unwritten: bool,
+             goal: int | None = None) -> tuple[Inode, Run]:
+    """Map up to ``count`` blocks of the hole at ``file_block`` to neighbouring new blocks.
+
+    Extents can be marked unwritten; with a block map the caller must see that the blocks hold zeroes or data before
+    the transaction is durable.  Returns the inode and the run that was added.
+
+    Raises:
+        Refused: ENOSPC, EFBIG.
+        CommitFirst: see ``alloc.allocate``.
+    """
+    hole = iomap.find(tx, inode, file_block)
+    assert hole.start is None, "only holes are filled"
+    count = min(count, hole.file_block + hole.length - file_block, extentstore.MAX_UNWRITTEN)
+    if tx.geometry.byte_of(file_block + count) > tx.max_file_bytes(inode):
+        raise Refused(errno.EFBIG)
+    found = alloc.allocate(tx, goal_of(tx, inode, file_block) if goal is None else goal, count)
+    run = Run(file_block, found.length, found.start, unwritten and inode.has_extents)
+    if inode.has_extents:
+        inode = extentstore.insert(tx, extentstore.counted(tx, inode, found.length), run)
+    else:
+        inode = mapstore.insert(tx, inode, file_block, found.start, found.length)
+    return inode, run
+
+
+def goal_of(tx: "Transaction", inode: Inode, file_block: int) -> int:
+    """Where a new block of a file should be: behind the block before it, else at the start of the inode's group."""
+    if file_block:
+        before = iomap.find(tx, inode, file_block - 1)
+        if before.start is not None:
+            return before.start + file_block - before.file_block
+    return tx.geometry.first_block_of(tx.geometry.group_of_inode(inode.number)[0])
+
+
+def unmap(tx: "Transaction", inode: Inode, first: int, end: int) -> tuple[Inode, bool]:
+    """Free what file blocks [first, end) are mapped to, as much as one transaction should; whether all is done."""
+    if inode.has_extents:
+        return extentstore.unmap(tx, inode, first, end, EXTENTS_AT_ONCE)
+    return mapstore.unmap(tx, inode, first, end, EXTENTS_AT_ONCE)
