@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Any
 
 BURST = 20              # events of one kind that are let through …
-PERIOD_SECONDS = 60.0   # … in so long; a full burst of corrupt blocks still tells which, a walk of them cannot fill a disk
+PERIOD_SECONDS = 60.0   # … in so long: enough to tell which blocks, not enough to fill a disk
 
 _state: dict[str, Any] = {"syslog": False, "logger": None}
 

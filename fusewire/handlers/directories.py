@@ -72,7 +72,7 @@ def _names(session: Session, of: "Inode", request: Request, head_bytes: int) -> 
     """
     _, cookie, size, *_ = request.body
     left = min(size, fileio.READ_MOST_BYTES)
-    found: "list[Name]" = []
+    found: list[Name] = []
     try:
         for name in directory.read(session.fs, of, cookie):
             left -= head_bytes + (len(name.name) + 7 & ~7)
