@@ -7,6 +7,7 @@ the caller's caller fetches it, ``admit``s it and runs the whole operation again
 I1  A block admitted after a miss stays at least until half the cache has been admitted after it, so an operation that
     is run again finds what it asked for.
 I2  The cache holds at most ``limit_bytes`` of blocks and views, by the estimate of ``VIEW_FACTOR``.
+I3  An operation that needs no more than ``generation_blocks`` blocks at once ends: by I1 each miss brings it further.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -23,6 +24,8 @@ part of it."""
 # directory block about 14 KiB.
 VIEW_FACTOR = 4
 MINIMUM_BLOCKS = 256
+MOST_VIEWS = 1024            # of one block: 512 inodes of 128 bytes in 64 KiB, and more only where owners share a block
+MOST_FAILURES = 4096         # remembered until they are read; a device that fails more often fails again when asked
 
 
 class BlockMiss(Exception):
@@ -59,7 +62,7 @@ class BlockCache:
     def __init__(self, block_bytes: int, blocks: int, limit_bytes: int) -> None:
         self.block_bytes = block_bytes
         self.blocks = blocks
-        self._generation_limit = max(MINIMUM_BLOCKS, limit_bytes // (2 * VIEW_FACTOR * block_bytes))
+        self.generation_blocks = max(MINIMUM_BLOCKS, limit_bytes // (2 * VIEW_FACTOR * block_bytes))
         self._young: dict[int, CachedBlock] = {}
         self._old: dict[int, CachedBlock] = {}
         self._failed: dict[int, OSError] = {}
@@ -88,6 +91,8 @@ class BlockCache:
             data = bytes(entry.data)
             if verify is not None and not entry.seals:
                 verify(data)
+            if len(entry.views) >= MOST_VIEWS:
+                entry.views.clear()
             view = entry.views[key] = decode(data)
         return view
 
@@ -106,8 +111,9 @@ class BlockCache:
         """Take in what was fetched: bytes, or the error that the next read of that block raises (once)."""
         for block, data in blocks.items():
             if isinstance(data, OSError):
-                self._failed[block] = data
+                self._remember_failure(block, data)
             elif block not in self._young and block not in self._old and block not in self._pinned:
+                self._failed.pop(block, None)
                 self._insert(block, CachedBlock(data))
 
     def pin(self, block: int, entry: CachedBlock) -> None:
@@ -146,8 +152,13 @@ class BlockCache:
         self._insert(block, found)
         return found
 
+    def _remember_failure(self, block: int, error: OSError) -> None:
+        if len(self._failed) >= MOST_FAILURES:
+            self._failed.clear()
+        self._failed[block] = error
+
     def _insert(self, block: int, entry: CachedBlock) -> None:
-        if len(self._young) >= self._generation_limit:
+        if len(self._young) >= self.generation_blocks:
             self._old, self._young = self._young, {}
         self._young[block] = entry
 

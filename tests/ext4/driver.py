@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import random
 import shutil
 import struct
 import subprocess
@@ -174,6 +175,13 @@ def check_of(image: Path | bytes | bytearray, operation: Callable[[Core], object
     except Ext4Error as error:
         return error
     raise AssertionError("nothing was raised")
+
+
+def seeded() -> random.Random:
+    """Random choices whose seed is printed, and replayed from the environment variable FUSEWIRE_SEED."""
+    seed = int(os.environ.get("FUSEWIRE_SEED", random.randrange(1 << 32)))
+    print("FUSEWIRE_SEED =", seed)
+    return random.Random(seed)
 
 
 # ---- images ------------------------------------------------------------------------------------------------------
