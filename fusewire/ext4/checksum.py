@@ -383,3 +383,8 @@ def journal_data(block: Bytes, sequence: int, journal_seed: int) -> int:
 def journal_commit_v1(blocks_before: int, block: Bytes) -> int:
     """The running sum of version 1 (start: all ones) after one more descriptor or data block of the transaction."""
     return crc32_be(blocks_before, block)
+
+
+def fast_commit(before: int, tags: Bytes) -> int:
+    """The running sum of a fast commit (start: 0) after more of its tags, the last of them the tail up to its sum."""
+    return crc32c(before, tags)
