@@ -1,0 +1,76 @@
+"""The writing half of the iomap contract: ``begin`` finds or makes room for data, ``ioend`` says that it is on the device.
+
+Whoever moves the data (the kernel with fuse iomap, else ``fileio``) asks ``begin`` where it shall go, writes it there,
+and then calls ``ioend``.
+
+I1  New blocks of files that map by extents are unwritten until ``ioend``: what the device held before is never shown.
+I2  A block map cannot say so.  Its new blocks are flagged ``NEW``: who moves the data fills the rest of each with
+    zeroes, and the batch that maps them waits until the data is durable (``Transaction.wrote_data``).
+I3  The size of a file grows in ``ioend`` only.
+"""
+
+import errno
+from typing import TYPE_CHECKING
+
+from . import extentstore, inodestore, iomap, mapping
+from .errors import Refused
+from .inode import FLAG_IMMUTABLE, Inode
+from .iomap import HOLE, MAPPED, UNWRITTEN, Mapping
+
+if TYPE_CHECKING:
+    from .transaction import Transaction
+
+NEW = 1 << 0        # flag: freshly allocated, and written at once: what the data does not cover must be zeroed
+DIRTY = 1 << 1      # flag: the mapping is not durable yet
+
+OP_WRITE = 1 << 0
+OP_ZERO = 1 << 1
+OP_OVERWRITE_ONLY = 1 << 6
+
+
+def begin(tx: "Transaction", inode: Inode, pos: int, count: int, op: int = OP_WRITE) -> tuple[Inode, Mapping]:
+    """Where bytes from ``pos`` on shall be written; holes get blocks, as many as ``count`` asks for.
+
+    Returns the inode as it is then, and a mapping that holds ``pos``: MAPPED or UNWRITTEN, or HOLE for OP_ZERO, which
+    never allocates.
+
+    Raises:
+        Refused: EFBIG beyond the largest file, ENOSPC, EAGAIN for OP_OVERWRITE_ONLY where blocks are missing.
+        CommitFirst, BlockMiss, Corrupt.
+    """
+    found = iomap.begin(tx, inode, pos, count, op)
+    if op & OP_OVERWRITE_ONLY and found.type != MAPPED:
+        raise Refused(errno.EAGAIN)
+    if found.type != HOLE or op & OP_ZERO:
+        return inode, found
+    geometry = tx.geometry
+    limit = min(pos + count, tx.max_file_bytes(inode))
+    first = geometry.block_of(pos)
+    inode, run = mapping.allocate(tx, inode, first, geometry.blocks_for(limit) - first, unwritten=True)
+    assert run.start is not None
+    kind, flags = (UNWRITTEN, DIRTY) if run.unwritten else (MAPPED, DIRTY | NEW)
+    return inode, Mapping(geometry.byte_of(run.file_block), geometry.byte_of(run.length), geometry.byte_of(run.start),
+                          kind, flags)
+
+
+def ioend(tx: "Transaction", inode: Inode, pos: int, written: int) -> Inode:
+    """Bytes [pos, pos + written) are on the device: their blocks become written, the file as long as they reach.
+
+    Doing it again changes nothing, and holes (blocks punched out meanwhile) stay holes.
+    """
+    if written <= 0:
+        return inode
+    geometry = tx.geometry
+    first, end = geometry.block_of(pos), geometry.blocks_for(pos + written)
+    if inode.has_extents:
+        inode = extentstore.convert(tx, inode, first, end - first, unwritten=False)
+    tx.wrote_data = True
+    if pos + written > inode.size:
+        inode = inodestore.change(tx, inode, size=pos + written)
+    return inode
+
+
+def check_writable(inode: Inode) -> None:
+    """Raise ``Refused(EPERM)`` for the data of an immutable file."""
+    if inode.flags & FLAG_IMMUTABLE:
+        raise Refused(errno.EPERM)

@@ -1,0 +1,75 @@
+"""Changing a file's size, reserving room in it, and punching holes: in steps, a transaction each.
+
+Every step leaves a consistent file and can be run again: an operation that had to wait for blocks starts over and
+finds what is done already done.  A file that is being cut is an orphan meanwhile, so that recovery finishes the cut.
+"""
+
+import errno
+from typing import TYPE_CHECKING
+
+from . import extentstore, inodestore, iomap, mapping, orphan
+from .errors import Refused
+from .extents import END_OF_FILE_BLOCKS
+from .inode import Inode
+
+if TYPE_CHECKING:
+    from .transaction import Transaction
+
+
+def set_size(tx: "Transaction", inode: Inode, size: int) -> Inode:
+    """Store a new size in bytes.  If the file shrinks it becomes an orphan; ``shrink`` then frees what lies behind.
+
+    Raises ``Refused(EFBIG)`` beyond the largest file.
+    """
+    if size > tx.max_file_bytes(inode):
+        raise Refused(errno.EFBIG)
+    if size < inode.size and inode.links:
+        orphan.add(tx, inode.number)
+        inode = tx.inode(inode.number)
+    return inodestore.change(tx, inode, size=size)
+
+
+def shrink(tx: "Transaction", inode: Inode) -> tuple[Inode, bool]:
+    """Free blocks behind the end of a file, as many as one transaction should; whether all are free."""
+    inode, done = mapping.unmap(tx, inode, tx.geometry.blocks_for(inode.size), END_OF_FILE_BLOCKS)
+    if done and inode.links and orphan.contains(tx, inode.number):
+        orphan.remove(tx, inode.number)
+        inode = tx.inode(inode.number)
+    return inode, done
+
+
+def reserve(tx: "Transaction", inode: Inode, pos: int, length: int) -> tuple[Inode, int]:
+    """Allocate unwritten blocks for one hole of bytes [pos, pos + length): how far from ``pos`` on there is room then.
+
+    Raises ``Refused``: EOPNOTSUPP for files without extents, ENOSPC, EFBIG.
+    """
+    if not inode.has_extents:
+        raise Refused(errno.EOPNOTSUPP)
+    geometry, end = tx.geometry, pos + length
+    if end > tx.max_file_bytes(inode):
+        raise Refused(errno.EFBIG)
+    at, last = geometry.block_of(pos), geometry.blocks_for(end)
+    while at < last:
+        run = iomap.find(tx, inode, at)
+        if run.start is None:
+            inode, run = mapping.allocate(tx, inode, at, last - at, unwritten=True)
+            return inode, min(geometry.byte_of(run.file_block + run.length), end)
+        at = run.file_block + run.length
+    return inode, end
+
+
+def punch(tx: "Transaction", inode: Inode, pos: int, length: int) -> tuple[Inode, bool]:
+    """Free the whole blocks inside bytes [pos, pos + length), in one transaction's share; whether all are free.
+
+    The parts of blocks at both ends are not touched: who moves the data writes zeroes there.
+    """
+    first, end = tx.geometry.blocks_for(pos), tx.geometry.block_of(pos + length)
+    return mapping.unmap(tx, inode, first, end) if first < end else (inode, True)
+
+
+def make_unwritten(tx: "Transaction", inode: Inode, pos: int, length: int) -> Inode:
+    """Make the whole blocks inside bytes [pos, pos + length) read as zeroes without freeing them."""
+    if not inode.has_extents:
+        raise Refused(errno.EOPNOTSUPP)
+    first, end = tx.geometry.blocks_for(pos), tx.geometry.block_of(pos + length)
+    return extentstore.convert(tx, inode, first, end - first, unwritten=True) if first < end else inode
