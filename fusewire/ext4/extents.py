@@ -57,7 +57,7 @@ def find(fs: "Ext4", inode: Inode, file_block: int) -> Run:
     while node.depth:
         index = bisect_right(node.firsts, file_block) - 1
         if index < 0:
-            return Run(0, node.firsts[0] if node.firsts else node.end, None)
+            return Run(file_block, (node.firsts[0] if node.firsts else node.end) - file_block, None)
         node = child_of(fs, inode, node, index)
     return _find_in_leaf(node, file_block)
 

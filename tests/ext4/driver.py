@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import random
+import re
 import shutil
 import struct
 import subprocess
@@ -205,6 +206,15 @@ def debugfs(path: Path, *commands: str, write: bool = False) -> str:
     if complaints:
         raise RuntimeError(f"debugfs {path}: {complaints}")
     return done.stdout.decode("latin-1")
+
+
+def mapped_blocks(text: str) -> dict[int, int]:
+    """File block → device block, as ``debugfs stat`` lists them for extents and block maps."""
+    blocks: dict[int, int] = {}
+    for first, last, start in re.findall(r"\((\d+)(?:-(\d+))?(?:\[u\])?\):(\d+)", text):
+        count = int(last or first) - int(first) + 1
+        blocks.update((int(first) + index, int(start) + index) for index in range(count))
+    return blocks
 
 
 @cache

@@ -20,7 +20,7 @@ from fusewire.ext4.errors import Unsupported
 from fusewire.ext4.features import Feature, FeatureSet, Policy
 from fusewire.ext4.inode import Inode
 from tests import populate
-from tests.ext4.driver import Core, Editor, debugfs, image, new_path, rebuilt, run_tool
+from tests.ext4.driver import Core, Editor, debugfs, image, mapped_blocks, new_path, rebuilt, run_tool
 
 CHUNK = 1024
 ANY_EXIT = tuple(range(256))
@@ -300,7 +300,7 @@ def _compare_blocks(core: Core, inodes: list[Inode]) -> None:
         inode = by_number[int(text.split(">")[0])]
         assert _facts(core, inode) == _facts_of_debugfs(text), inode.number
         if _is_mapped(core, inode):
-            assert _runs(core, inode) == _runs_of_debugfs(text), inode.number
+            assert _runs(core, inode) == mapped_blocks(text), inode.number
 
 
 def _facts(core: Core, inode: Inode) -> dict[str, int]:
@@ -338,12 +338,4 @@ def _runs(core: Core, inode: Inode) -> dict[int, int]:
         if run.start is not None:
             blocks.update((run.file_block + index, run.start + index) for index in range(run.length))
         position = run.file_block + run.length
-    return blocks
-
-
-def _runs_of_debugfs(text: str) -> dict[int, int]:
-    blocks: dict[int, int] = {}
-    for first, last, start in re.findall(r"\((\d+)(?:-(\d+))?(?:\[u\])?\):(\d+)", text):
-        count = int(last or first) - int(first) + 1
-        blocks.update((int(first) + index, int(start) + index) for index in range(count))
     return blocks
