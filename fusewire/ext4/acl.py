@@ -4,9 +4,10 @@ On disk (version 1, kernel documentation, ext4, "POSIX ACLs"): entries of tag an
 for named users and groups.  In the attribute (version 2, <linux/posix_acl_xattr.h>): every entry has an id.
 """
 
+import errno
 import struct
 
-from .errors import Check, Corrupt
+from .errors import Check, Corrupt, Refused
 
 USER_OBJ, USER, GROUP_OBJ, GROUP, MASK, OTHER = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
 NO_ID = 0xFFFFFFFF
@@ -18,16 +19,51 @@ _VERSION = struct.Struct("<I")
 _WITHOUT_ID = frozenset((USER_OBJ, GROUP_OBJ, MASK, OTHER))
 _WITH_ID = frozenset((USER, GROUP))
 
+Entries = list[tuple[int, int, int]]  # (tag, permissions, id or NO_ID)
+
+
+def entries(disk: bytes) -> Entries:
+    """The entries of an ACL as ext4 stores it.  Raises ``Corrupt(ACL_FORMAT)``."""
+    if len(disk) < _VERSION.size or _VERSION.unpack_from(disk)[0] != DISK_VERSION:
+        raise Corrupt(Check.ACL_FORMAT, bytes=len(disk))
+    found, at = [], _VERSION.size
+    while at < len(disk):
+        entry, at = _entry_at(disk, at)
+        found.append(entry)
+    return found
+
 
 def to_xattr(disk: bytes) -> bytes:
     """The attribute's value for an ACL as ext4 stores it.  Raises ``Corrupt(ACL_FORMAT)``."""
-    if len(disk) < _VERSION.size or _VERSION.unpack_from(disk)[0] != DISK_VERSION:
-        raise Corrupt(Check.ACL_FORMAT, bytes=len(disk))
-    parts, at = [_VERSION.pack(XATTR_VERSION)], _VERSION.size
-    while at < len(disk):
-        entry, at = _entry_at(disk, at)
-        parts.append(_LONG.pack(*entry))
-    return b"".join(parts)
+    return _VERSION.pack(XATTR_VERSION) + b"".join(_LONG.pack(*entry) for entry in entries(disk))
+
+
+def to_disk(acl: Entries) -> bytes:
+    """An ACL as ext4 stores it: ids only where they mean something."""
+    return _VERSION.pack(DISK_VERSION) + b"".join(
+        _LONG.pack(*entry) if entry[0] in _WITH_ID else _SHORT.pack(entry[0], entry[1]) for entry in acl)
+
+
+def from_xattr(value: bytes) -> Entries:
+    """The entries of the attribute's value.  Raises ``Refused(EINVAL)`` for what is no valid ACL.
+
+    Valid (acl(5)): exactly one entry for owner, owning group and others, a mask wherever users or groups are named,
+    in the order of tags and then ids, none twice, permissions of three bits.
+    """
+    if len(value) < _VERSION.size or (len(value) - _VERSION.size) % _LONG.size \
+            or _VERSION.unpack_from(value)[0] != XATTR_VERSION:
+        raise Refused(errno.EINVAL)
+    found = [(tag, permissions, owner if tag in _WITH_ID else NO_ID)
+             for tag, permissions, owner in _LONG.iter_unpack(value[_VERSION.size:])]
+    tags = [tag for tag, _, _ in found]
+    needed = [USER_OBJ, GROUP_OBJ, OTHER, *([MASK] if _WITH_ID & set(tags) else [])]
+    fine = (all(tags.count(tag) == 1 for tag in needed) and tags.count(MASK) <= 1
+            and set(tags) <= _WITHOUT_ID | _WITH_ID
+            and all(permissions <= 7 for _, permissions, _ in found) and tags == sorted(tags)
+            and all(owner != NO_ID for tag, _, owner in found if tag in _WITH_ID))
+    if not fine:
+        raise Refused(errno.EINVAL)
+    return found
 
 
 def _entry_at(disk: bytes, at: int) -> tuple[tuple[int, int, int], int]:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from .blocks import CachedBlock
 
+MOST_SHARED_ATTRIBUTES = 256  # attribute blocks that a new inode may come to share
+
 
 class Batch:
     """The open batch: what operations changed since the last one closed."""
@@ -89,4 +91,11 @@ class Writing:
         self.free_clusters, self.free_inodes = free
         self.orphans: set[int] = set()              # inodes on the orphan list or in the orphan file
         self.hints: dict[int, int] = {}             # group → cluster bit where the last search there ended
+        self.shared_attributes: dict[bytes, int] = {}   # content of an attribute block → where one with it stands
         self.directory_group = 0                    # where the last directory at the top was spread to
+
+    def remember_attributes(self, content: bytes, block: int) -> None:
+        """Let other inodes with the same attributes find this block; old ones are forgotten."""
+        if len(self.shared_attributes) >= MOST_SHARED_ATTRIBUTES:
+            self.shared_attributes.pop(next(iter(self.shared_attributes)))
+        self.shared_attributes[content] = block

@@ -1,4 +1,4 @@
-"""The writing half of the iomap contract: ``begin`` finds or makes room for data, ``ioend`` says that it is on the device.
+"""The writing half of the iomap contract: ``begin`` finds or makes room for data, ``ioend`` says that it is there.
 
 Whoever moves the data (the kernel with fuse iomap, else ``fileio``) asks ``begin`` where it shall go, writes it there,
 and then calls ``ioend``.
