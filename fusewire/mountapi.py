@@ -60,6 +60,11 @@ def umount(target: bytes, flags: int = 0) -> None:
     _check(_libc.umount2(target, flags))
 
 
+def unshare(flags: int) -> None:
+    """Leave namespaces for new ones (unshare(2)); of the calling thread only, so for processes that have no other."""
+    _check(_libc.unshare(flags))
+
+
 def _syscall(number: int, *arguments: int | bytes | None) -> int:
     if _OTHER_NUMBERS:
         raise MountFailed(errno.ENOSYS)
