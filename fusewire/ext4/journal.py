@@ -79,7 +79,7 @@ class JournalWriter:
         starts = list(live)
         ends = [start for _, start in starts[1:]] + [head]
         self._live = deque(_Live(number, start, journal.distance(start, end))
-                           for (number, start), end in zip(starts, ends, strict=True))
+                           for (number, start), end in zip(starts, ends, strict=False))
         self._used = sum(transaction.length for transaction in self._live)
 
     @classmethod
