@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 DIRECT = 12
 LEVELS = 3
+READAHEAD_TABLES = 64        # who reads one table of pointers will read the next ones
 _ROOT = struct.Struct("<15I")
 Pointers = tuple[int, ...]
 
@@ -59,7 +60,10 @@ def _descend(fs: "Ext4", inode: Inode, block: int, level: int, base: int, file_b
             return _run(fs, inode, runs, file_block - base, file_block)
         level -= 1
         index, within = divmod(file_block - base, pointers ** level)
-        base, block = file_block - within, fs.cache.view(block, "pointers", _pointers_in)[index]
+        table = fs.cache.view(block, "pointers", _pointers_in)
+        base, block = file_block - within, table[index]
+        if block and not fs.cache.holds(block):
+            fs.cache.want(pointer for pointer in table[index:index + READAHEAD_TABLES] if pointer)
 
 
 def check_pointer(fs: "Ext4", inode: Inode, block: int) -> None:
