@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import casefold, checksum, dirblock, dirhash, fscrypt, htree, inlinedata, iomap, xattrstore
+from .blocks import BlockMiss
 from .dirblock import DirBlock, Entry
 from .errors import Check, Corrupt, Refused
 from .inode import FLAG_INDEX, Inode
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 READAHEAD_BLOCKS = 32
 MOST_READAHEAD_BLOCKS = 1024
-WAITING_SEARCHES = 256       # linear searches whose progress is remembered while they wait
 D_TYPE_DIRECTORY = 4
 INLINE_PARENT_BYTES = 4
 DOT_COOKIE, DOTDOT_COOKIE = 1, 2
@@ -71,19 +71,21 @@ def _read_blocks(fs: "Ext4", directory: Inode, cookie: int) -> Iterator[Name]:
 
 
 def _find_linear(fs: "Ext4", directory: Inode, name: bytes) -> Entry | None:
-    """Search block by block, going on where an earlier attempt had to wait for blocks."""
-    key = (directory.number, name)
-    first = fs.scans.pop(key, 0)
-    for file_block in range(first, fs.geometry.blocks_for(directory.size)):
-        if len(fs.scans) < WAITING_SEARCHES:
-            fs.scans[key] = file_block
-        found = _find_in_block(fs, directory, _block(fs, directory, file_block), name)
-        if found is not None:
-            break
-    else:
-        found = None
-    fs.scans.pop(key, None)
-    return found
+    """Search block by block, going on where an earlier attempt had to wait for blocks.
+
+    A changed directory has a changed inode, and is searched from its start.
+    """
+    search = ("lookup", directory.raw, directory.number, name)
+    file_block = first = fs.scans.pop(search, 0)
+    try:
+        for file_block in range(first, fs.geometry.blocks_for(directory.size)):
+            found = _find_in_block(fs, directory, _block(fs, directory, file_block), name)
+            if found is not None:
+                return found
+    except BlockMiss:
+        fs.remember(search, file_block)
+        raise
+    return None
 
 
 def _find_indexed(fs: "Ext4", directory: Inode, name: bytes) -> Entry | None:

@@ -4,7 +4,8 @@
 ``directory``, ``iomap`` and ``xattr`` themselves.
 """
 
-from typing import NamedTuple
+from collections.abc import Hashable
+from typing import Any, NamedTuple
 
 from . import checksum, group, inode
 from .batch import Writing
@@ -17,6 +18,7 @@ from .units import ROOT_INODE, FsBlock
 
 DEFAULT_CACHE_BYTES = 128 << 20
 MAX_BYTES = (1 << 63) - 1
+WAITING_SEARCHES = 1024
 
 
 class Options(NamedTuple):
@@ -46,7 +48,7 @@ class Ext4:
         self.has_file_types = Feature.FILETYPE in features
         self.has_dir_index = Feature.DIR_INDEX in features
         self.free_counts: tuple[int, int] | None = None  # free blocks and inodes, once they were summed
-        self.scans: dict[tuple[int, bytes], int] = {}  # how far linear searches that wait for blocks have come
+        self.scans: dict[Hashable, Any] = {}  # how far searches that wait for blocks have come; see ``remember``
         self.has_checksums = superblock.has_checksums
         self.writing: Writing | None = None             # set while the file system may be changed
         self._largest = {mapped: _largest_file(superblock, mapped) for mapped in (False, True)}
@@ -69,6 +71,15 @@ class Ext4:
     def seed_of(self, of: Inode) -> int:
         """The checksum seed of the blocks that belong to an inode."""
         return checksum.inode_seed(self.superblock.seed, of.number, of.generation)
+
+    def remember(self, search: Hashable, place: object) -> None:
+        """Keep how far a search has come that must wait, so that it ends even if its blocks do not fit into the cache.
+
+        Whoever goes on with the search takes the place out of ``scans``.  What is not fetched again is forgotten.
+        """
+        if len(self.scans) >= WAITING_SEARCHES:
+            del self.scans[next(iter(self.scans))]
+        self.scans[search] = place
 
     def max_file_bytes(self, of: Inode) -> int:
         """The largest size that a file of this kind of mapping can have."""

@@ -9,6 +9,7 @@ import errno
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import blockmap, extents, inlinedata
+from .blocks import BlockMiss
 from .errors import Refused
 from .inode import Inode
 
@@ -59,7 +60,7 @@ def begin(fs: "Ext4", inode: Inode, pos: int, count: int, op: int = 0) -> Mappin
     if inode.is_inline:
         return _inline(fs, pos, count)
     run = find(fs, inode, fs.geometry.block_of(pos))
-    return _mapping(fs, inode, run, pos + count)
+    return _mapping(fs, inode, run, pos + max(count, 1))
 
 
 def find(fs: "Ext4", inode: Inode, file_block: int) -> "Run":
@@ -100,15 +101,19 @@ def seek(fs: "Ext4", inode: Inode, offset: int, data: bool) -> int:
         raise Refused(errno.ENXIO)
     if inode.is_inline:
         return offset if data else inode.size
-    for _ in range(SEEK_STEPS):
-        mapping = begin(fs, inode, offset, inode.size - offset, OP_REPORT)
-        if (mapping.type == MAPPED) == data:
-            return offset
-        offset = mapping.offset + mapping.length
-        if offset >= inode.size:
-            if data:
-                raise Refused(errno.ENXIO)
-            return inode.size
+    search = ("seek", inode.raw, inode.number, offset, data)
+    offset, steps = fs.scans.pop(search, (offset, 0))
+    try:
+        while steps < SEEK_STEPS and offset < inode.size:
+            mapping = begin(fs, inode, offset, inode.size - offset, OP_REPORT)
+            if (mapping.type == MAPPED) == data:
+                return offset
+            offset, steps = mapping.offset + mapping.length, steps + 1
+    except BlockMiss:
+        fs.remember(search, (offset, steps))
+        raise
+    if data and offset >= inode.size:
+        raise Refused(errno.ENXIO)
     return offset if data else inode.size
 
 
