@@ -125,7 +125,7 @@ def probe() -> Facts:
         fusermount_is_setuid=bool(helper) and _is_setuid_root(helper),
         user_allow_other=fusermount.user_allow_other(),
         loop_problem=_loop_problem(),
-        user_namespaces=_in_child(_enter_namespace) is not None,
+        user_namespaces=_in_child(enter_namespace) is not None,
         route=mount.route(),
         fusectl=Path("/sys/fs/fuse/connections").is_mount(),
     )
@@ -206,7 +206,7 @@ def _ask(device_problem: str) -> tuple[Hello | None, From]:
             said = _in_child(_hello_bytes)
             if said:
                 return parse_hello(said), From.ASKED
-        said = _in_child(lambda: _enter_namespace() and _hello_bytes())
+        said = _in_child(lambda: enter_namespace() and _hello_bytes())
         if said:
             return parse_hello(said), From.ASKED_IN_NAMESPACE
     return None, From.RELEASE
@@ -235,7 +235,7 @@ def _hello_bytes() -> bytes:
         return os.read(fd, 8192)
 
 
-def _enter_namespace() -> bytes:
+def enter_namespace() -> bytes:
     """Something true once this process is root in a user and mount namespace of its own."""
     user, group = os.getuid(), os.getgid()
     mountapi.unshare(_CLONE_NEWUSER | _CLONE_NEWNS)

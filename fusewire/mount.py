@@ -208,9 +208,9 @@ def _explain(error: MountFailed, request: MountRequest) -> str:
         errno.ENOTCONN: "the daemon gave the kernel no valid answer to INIT",
         errno.ENOSPC: "this mount namespace has reached fs.mount-max",
     }
-    words = hints.get(error.errno or 0, (error.strerror or "").lower())
     kernel = f" (kernel: {error.kernel_says})" if error.kernel_says else ""
-    return f"{request.target}: cannot mount {request.source}: {words}{kernel}"
+    words = hints.get(error.errno or 0, (error.strerror or "").lower() + kernel)
+    return f"{request.target}: cannot mount {request.source}: {words}"
 
 
 # --- Of a mount that is there -----------------------------------------------------------------------------------------

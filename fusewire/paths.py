@@ -1,7 +1,7 @@
 """Which of the kernel's ways fusewire takes here, and why not a better one: conclusions from ``kernel.Facts``.
 
-A ``Path`` is one question with the way taken, the best way there is, and, where the two differ, the reason in words that
-people use.  ``WAYS_NOT_USED_YET`` holds what kernels may offer and this version of fusewire makes no use of.
+A ``Path`` is one question with the way taken, the best way there is, and, where the two differ, the reason in words
+that people use.  ``WAYS_NOT_USED_YET`` holds what kernels may offer and this version of fusewire makes no use of.
 """
 
 from dataclasses import dataclass
@@ -39,7 +39,6 @@ def can_mount(facts: Facts) -> str:
             return "only root can mount here: fusermount3 is not installed (package fuse3)"
         if not facts.fusermount_is_setuid:
             return f"{facts.fusermount} is not set-user-ID root, so it cannot mount for users (reinstall fuse3)"
-        return ""
     if facts.device_problem:
         return facts.device_problem
     return "" if facts.has_fuse else "this kernel has no FUSE (CONFIG_FUSE_FS)"
