@@ -10,11 +10,12 @@ D2  A read beyond the end of the device is an EIO, never a short result.
 import errno
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from fusewire import ioctl
 from fusewire.ext4.units import Geometry
 
+Buffer = bytes | bytearray | memoryview
 Runs = Iterable[tuple[int, int]]
 Fetched = dict[int, bytes | OSError]
 
@@ -68,6 +69,25 @@ class BlockDevice:
         buffer = bytearray(length)
         self.read_into(memoryview(buffer), offset)
         return bytes(buffer)
+
+    def write(self, offset: int, pieces: Sequence[Buffer]) -> None:
+        """Write the pieces one after the other from ``offset`` on.  OSError when the device fails or is full."""
+        position, left = self.start_bytes + offset, [memoryview(piece) for piece in pieces]
+        if position + sum(map(len, left)) > self.start_bytes + self.size_bytes:
+            raise OSError(errno.EIO, "a write beyond the end of the device", f"byte {position}")
+        while left:
+            count = os.pwritev(self.fd, left, position)
+            if count == 0:
+                raise OSError(errno.EIO, "the device takes no more", f"byte {position}")
+            position += count
+            while left and count >= len(left[0]):
+                count -= len(left.pop(0))
+            if left:
+                left[0] = left[0][count:]
+
+    def flush(self) -> None:
+        """Make everything that was written durable.  Waits.  OSError if any of it could not be written."""
+        os.fdatasync(self.fd)
 
     def will_need(self, offset: int, length: int) -> None:
         """Have the kernel begin to read a range, so that several are read at once."""

@@ -11,8 +11,9 @@ from .errors import Unsupported
 
 
 class Policy(Enum):
-    """READ: can be read; REFUSE: known, but cannot be served at all."""
+    """WRITE: can be read and written; READ: a file system that has it is read-only; REFUSE: it cannot be served."""
 
+    WRITE = "write"
     READ = "read"
     REFUSE = "refuse"
 
@@ -27,50 +28,50 @@ class Row(NamedTuple):
 class Feature(Row, Enum):
     """Every feature that has a name; unknown compat bits are harmless, the other unknown bits decide the mount."""
 
-    DIR_PREALLOC = ("dir_prealloc", 0x1, "compat", Policy.READ)
+    DIR_PREALLOC = ("dir_prealloc", 0x1, "compat", Policy.WRITE)
     IMAGIC_INODES = ("imagic_inodes", 0x2, "compat", Policy.READ)
-    HAS_JOURNAL = ("has_journal", 0x4, "compat", Policy.READ)
-    EXT_ATTR = ("ext_attr", 0x8, "compat", Policy.READ)
-    RESIZE_INODE = ("resize_inode", 0x10, "compat", Policy.READ)
-    DIR_INDEX = ("dir_index", 0x20, "compat", Policy.READ)
-    LAZY_BG = ("lazy_bg", 0x40, "compat", Policy.READ)
+    HAS_JOURNAL = ("has_journal", 0x4, "compat", Policy.WRITE)
+    EXT_ATTR = ("ext_attr", 0x8, "compat", Policy.WRITE)
+    RESIZE_INODE = ("resize_inode", 0x10, "compat", Policy.WRITE)
+    DIR_INDEX = ("dir_index", 0x20, "compat", Policy.WRITE)
+    LAZY_BG = ("lazy_bg", 0x40, "compat", Policy.WRITE)
     EXCLUDE_BITMAP = ("snapshot_bitmap", 0x100, "compat", Policy.READ)
-    SPARSE_SUPER2 = ("sparse_super2", 0x200, "compat", Policy.READ)
-    FAST_COMMIT = ("fast_commit", 0x400, "compat", Policy.READ)
-    STABLE_INODES = ("stable_inodes", 0x800, "compat", Policy.READ)
-    ORPHAN_FILE = ("orphan_file", 0x1000, "compat", Policy.READ)
+    SPARSE_SUPER2 = ("sparse_super2", 0x200, "compat", Policy.WRITE)
+    FAST_COMMIT = ("fast_commit", 0x400, "compat", Policy.WRITE)
+    STABLE_INODES = ("stable_inodes", 0x800, "compat", Policy.WRITE)
+    ORPHAN_FILE = ("orphan_file", 0x1000, "compat", Policy.WRITE)
 
-    SPARSE_SUPER = ("sparse_super", 0x1, "ro_compat", Policy.READ)
-    LARGE_FILE = ("large_file", 0x2, "ro_compat", Policy.READ)
+    SPARSE_SUPER = ("sparse_super", 0x1, "ro_compat", Policy.WRITE)
+    LARGE_FILE = ("large_file", 0x2, "ro_compat", Policy.WRITE)
     BTREE_DIR = ("btree_dir", 0x4, "ro_compat", Policy.READ)
-    HUGE_FILE = ("huge_file", 0x8, "ro_compat", Policy.READ)
-    GDT_CSUM = ("uninit_bg", 0x10, "ro_compat", Policy.READ)
-    DIR_NLINK = ("dir_nlink", 0x20, "ro_compat", Policy.READ)
-    EXTRA_ISIZE = ("extra_isize", 0x40, "ro_compat", Policy.READ)
+    HUGE_FILE = ("huge_file", 0x8, "ro_compat", Policy.WRITE)
+    GDT_CSUM = ("uninit_bg", 0x10, "ro_compat", Policy.WRITE)
+    DIR_NLINK = ("dir_nlink", 0x20, "ro_compat", Policy.WRITE)
+    EXTRA_ISIZE = ("extra_isize", 0x40, "ro_compat", Policy.WRITE)
     HAS_SNAPSHOT = ("has_snapshot", 0x80, "ro_compat", Policy.READ)
     QUOTA = ("quota", 0x100, "ro_compat", Policy.READ)
     BIGALLOC = ("bigalloc", 0x200, "ro_compat", Policy.READ)
-    METADATA_CSUM = ("metadata_csum", 0x400, "ro_compat", Policy.READ)
+    METADATA_CSUM = ("metadata_csum", 0x400, "ro_compat", Policy.WRITE)
     REPLICA = ("replica", 0x800, "ro_compat", Policy.READ)
     READONLY = ("read-only", 0x1000, "ro_compat", Policy.READ)
     PROJECT = ("project", 0x2000, "ro_compat", Policy.READ)
     SHARED_BLOCKS = ("shared_blocks", 0x4000, "ro_compat", Policy.READ)
     VERITY = ("verity", 0x8000, "ro_compat", Policy.READ)
-    ORPHAN_PRESENT = ("orphan_present", 0x10000, "ro_compat", Policy.READ)
+    ORPHAN_PRESENT = ("orphan_present", 0x10000, "ro_compat", Policy.WRITE)
 
     COMPRESSION = ("compression", 0x1, "incompat", Policy.REFUSE)
-    FILETYPE = ("filetype", 0x2, "incompat", Policy.READ)
-    RECOVER = ("needs_recovery", 0x4, "incompat", Policy.READ)
+    FILETYPE = ("filetype", 0x2, "incompat", Policy.WRITE)
+    RECOVER = ("needs_recovery", 0x4, "incompat", Policy.WRITE)
     JOURNAL_DEV = ("journal_dev", 0x8, "incompat", Policy.REFUSE)
-    META_BG = ("meta_bg", 0x10, "incompat", Policy.READ)
-    EXTENTS = ("extent", 0x40, "incompat", Policy.READ)
-    BIT64 = ("64bit", 0x80, "incompat", Policy.READ)
+    META_BG = ("meta_bg", 0x10, "incompat", Policy.WRITE)
+    EXTENTS = ("extent", 0x40, "incompat", Policy.WRITE)
+    BIT64 = ("64bit", 0x80, "incompat", Policy.WRITE)
     MMP = ("mmp", 0x100, "incompat", Policy.READ)
-    FLEX_BG = ("flex_bg", 0x200, "incompat", Policy.READ)
+    FLEX_BG = ("flex_bg", 0x200, "incompat", Policy.WRITE)
     EA_INODE = ("ea_inode", 0x400, "incompat", Policy.READ)
     DIRDATA = ("dirdata", 0x1000, "incompat", Policy.REFUSE)
-    CSUM_SEED = ("metadata_csum_seed", 0x2000, "incompat", Policy.READ)
-    LARGE_DIR = ("large_dir", 0x4000, "incompat", Policy.READ)
+    CSUM_SEED = ("metadata_csum_seed", 0x2000, "incompat", Policy.WRITE)
+    LARGE_DIR = ("large_dir", 0x4000, "incompat", Policy.WRITE)
     INLINE_DATA = ("inline_data", 0x8000, "incompat", Policy.READ)
     ENCRYPT = ("encrypt", 0x10000, "incompat", Policy.READ)
     CASEFOLD = ("casefold", 0x20000, "incompat", Policy.READ)
@@ -102,6 +103,12 @@ class FeatureSet:
         names = refused + self._unknown("incompat")
         if names:
             raise Unsupported(f"unsupported feature: {', '.join(sorted(names))}")
+
+    def keep_from_writing(self) -> list[str]:
+        """The names of the features that make a file system read-only here; empty if it can be written."""
+        known = [feature.title for feature in Feature if feature in self._known and feature.policy is not Policy.WRITE
+                 and feature.group != "compat"]
+        return known + self._unknown("ro_compat")
 
     def _unknown(self, group: str) -> list[str]:
         known = 0

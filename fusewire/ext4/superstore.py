@@ -4,6 +4,7 @@
 """
 
 import struct
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from . import checksum, layout
@@ -33,14 +34,7 @@ def get(fs: "Ext4", name: str) -> int:
 def change(tx: "Transaction", **fields: int | bytes) -> None:
     """Store fields of the superblock; its checksum is sealed when the batch closes."""
     block, offset = place(tx)
-    data = tx.edit(block)
-    for name, value in fields.items():
-        at = offset + layout.SUPERBLOCK.offsets[name]
-        kind = layout.SUPERBLOCK.types[name]
-        if isinstance(value, bytes):
-            data[at:at + int(kind[1:])] = value.ljust(int(kind[1:]), b"\0")
-        else:
-            struct.pack_into(_CODES[kind], data, at, value)
+    patch(tx.edit(block), offset, fields)
     checked = tx.has_checksums
 
     def seal(raw: bytearray, _read: object) -> None:
@@ -50,3 +44,14 @@ def change(tx: "Transaction", **fields: int | bytes) -> None:
             raw[offset:offset + _SIZE] = record
 
     tx.seal(block, "superblock", seal)
+
+
+def patch(data: bytearray, offset: int, fields: Mapping[str, int | bytes]) -> None:
+    """Store fields in the superblock that stands at ``offset`` in a block's bytes."""
+    for name, value in fields.items():
+        at = offset + layout.SUPERBLOCK.offsets[name]
+        kind = layout.SUPERBLOCK.types[name]
+        if isinstance(value, bytes):
+            data[at:at + int(kind[1:])] = value.ljust(int(kind[1:]), b"\0")
+        else:
+            struct.pack_into(_CODES[kind], data, at, value)

@@ -27,8 +27,8 @@ def get(fs: "Ext4", of: Inode, name: bytes) -> bytes:
 
     Raises ``Refused``: ENODATA, EOPNOTSUPP for a namespace that is not served, EINVAL for a bare prefix.
     """
-    index, rest = _split(fs, name)
-    entry = _find(fs, of, index, rest)
+    index, rest = split(fs, name)
+    entry = xattrstore.find(fs, of, index, rest)
     if entry is None:
         raise Refused(errno.ENODATA)
     value = value_of(fs, of, entry)
@@ -52,7 +52,7 @@ def has_none(of: Inode) -> bool:
 
 def encryption_context(fs: "Ext4", of: Inode) -> bytes | None:
     """The raw encryption context of an encrypted inode, None if it has none."""
-    entry = _find(fs, of, INDEX_ENCRYPTION, b"c")
+    entry = xattrstore.find(fs, of, INDEX_ENCRYPTION, b"c")
     return None if entry is None else value_of(fs, of, entry)
 
 
@@ -61,7 +61,8 @@ def value_of(fs: "Ext4", of: Inode, entry: Entry) -> bytes:
     return _value_in_inode(fs, of, entry) if entry.value_inode else entry.value
 
 
-def _split(fs: "Ext4", name: bytes) -> tuple[int, bytes]:
+def split(fs: "Ext4", name: bytes) -> tuple[int, bytes]:
+    """(namespace, name in it) of a full name.  Raises ``Refused``: EOPNOTSUPP, or EINVAL for a bare prefix."""
     if name in ACLS and fs.options.acl:
         return ACLS[name], b""
     prefix, dot, rest = name.partition(b".")
@@ -81,16 +82,6 @@ def _name_of(fs: "Ext4", entry: Entry) -> bytes | None:
         return None
     prefix = _PREFIX_OF.get(entry.namespace)
     return None if prefix is None else prefix + entry.name
-
-
-def _find(fs: "Ext4", of: Inode, index: int, name: bytes) -> Entry | None:
-    for entry in xattrstore.in_inode(fs, of):
-        if entry.namespace == index and entry.name == name:
-            return entry
-    for entry in xattrstore.in_block(fs, of):
-        if entry.namespace == index and entry.name == name:
-            return entry
-    return None
 
 
 def _value_in_inode(fs: "Ext4", of: Inode, entry: Entry) -> bytes:

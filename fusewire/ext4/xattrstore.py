@@ -48,6 +48,17 @@ def in_block(fs: "Ext4", inode: Inode) -> tuple[Entry, ...]:
                          lambda data: _verify(fs, inode, data))
 
 
+def find(fs: "Ext4", inode: Inode, namespace: int, name: bytes) -> Entry | None:
+    """The entry of a name as it is on disk, None if there is none."""
+    for entry in in_inode(fs, inode):
+        if entry.namespace == namespace and entry.name == name:
+            return entry
+    for entry in in_block(fs, inode):
+        if entry.namespace == namespace and entry.name == name:
+            return entry
+    return None
+
+
 def has_area(inode: Inode) -> bool:
     """Whether the inode holds an attribute area at all; tells nothing about what is in it."""
     start = BASE_BYTES + inode.extra_isize
