@@ -6,6 +6,7 @@ uses it to say that a run of equal hashes continues in the next leaf.  Names wit
 Source: kernel documentation, ext4, "Hash Tree Directories"; RFC 1320 (MD4); Wheeler and Needham, TEA.
 """
 
+from functools import lru_cache
 from struct import Struct
 
 LEGACY, HALF_MD4, TEA, LEGACY_UNSIGNED, HALF_MD4_UNSIGNED, TEA_UNSIGNED, SIPHASH = range(7)
@@ -29,10 +30,11 @@ def unsigned_version(version: int, flags: int) -> int:
     return version + LEGACY_UNSIGNED if flags & 2 and version <= TEA else version
 
 
+@lru_cache(maxsize=16)
 def seed_words(seed: Four | bytes) -> Four:
     """The four words that a hash starts from; a superblock's all-zero seed means MD4's own."""
-    words = _SEED.unpack(seed) if isinstance(seed, bytes | bytearray | memoryview) else tuple(seed)
-    return words if any(words) else _MD4_START  # type: ignore[return-value]
+    one, two, three, four = _SEED.unpack(seed) if isinstance(seed, bytes) else seed
+    return (one, two, three, four) if one or two or three or four else _MD4_START
 
 
 def dirhash(name: bytes, version: int, seed: Four | bytes) -> tuple[int, int]:
@@ -40,7 +42,7 @@ def dirhash(name: bytes, version: int, seed: Four | bytes) -> tuple[int, int]:
 
     ``name`` is what the directory orders by: the folded name where it is casefolded, the ciphertext where encrypted.
     """
-    if version not in COMPUTABLE:
+    if not LEGACY <= version < SIPHASH:
         raise ValueError(f"hash version {version} cannot be computed")
     major, minor = compute(name, version, seed_words(seed))
     major &= ~1
@@ -49,16 +51,15 @@ def dirhash(name: bytes, version: int, seed: Four | bytes) -> tuple[int, int]:
 
 def compute_python(name: bytes, version: int, start: Four) -> tuple[int, int]:
     """(hash, minor hash) before the lowest bit and the end mark are taken away from it."""
-    signed = version <= TEA
-    kind = version if signed else version - LEGACY_UNSIGNED
+    signed = version <= TEA and not name.isascii()
+    kind = version if version <= TEA else version - LEGACY_UNSIGNED
     if kind == LEGACY:
         return _legacy(name, signed), 0
+    state = start
     if kind == TEA:
-        state = start
         for at in range(0, len(name), 16):
             state = _tea(state, _words(name, at, 4, signed))
         return state[0], state[1]
-    state = start
     for at in range(0, len(name), 32):
         state = _half_md4(state, _words(name, at, 8, signed))
     return state[1], state[2]
@@ -67,13 +68,10 @@ def compute_python(name: bytes, version: int, start: Four) -> tuple[int, int]:
 compute = compute_python  # ``fusewire.accel`` puts its compiled twin here
 
 
-def _characters(name: bytes, signed: bool) -> list[int]:
-    return [byte - 256 if byte > 127 else byte for byte in name] if signed else list(name)
-
-
 def _legacy(name: bytes, signed: bool) -> int:
     older, newer = 0x37ABE8F9, 0x12A3FE2D
-    for character in _characters(name, signed):
+    for byte in name:
+        character = byte - 256 if signed and byte > 127 else byte
         value = (older + (newer ^ (character * 7152373 & _MASK))) & _MASK
         if value & 0x80000000:
             value -= 0x7FFFFFFF
@@ -85,40 +83,35 @@ def _words(name: bytes, at: int, count: int, signed: bool) -> list[int]:
     """``count`` words of the name from byte ``at`` on, filled up with the length of what is left of the name."""
     left = len(name) - at
     filler = (left & 0xFF) * 0x01010101
-    chunk = _characters(name[at:at + 4 * count], signed)
+    chunk = name[at:at + 4 * count]
     words = []
     for start in range(0, len(chunk), 4):
-        value = filler
-        for character in chunk[start:start + 4]:
-            value = (value << 8) + character & _MASK
-        words.append(value)
+        four = chunk[start:start + 4]
+        characters = int.from_bytes(four, "big")
+        value = (filler << 8 * len(four)) + characters
+        if signed:
+            value -= (characters & 0x80808080) << 1  # 256 less for each character that is negative
+        words.append(value & _MASK)
     return words + [filler] * (count - len(words))
 
 
-def _rotate(value: int, bits: int) -> int:
-    value &= _MASK
-    return (value << bits | value >> 32 - bits) & _MASK
-
-
-_MD4_ROUNDS = (
-    (0, (0, 1, 2, 3, 4, 5, 6, 7), (3, 7, 11, 19)),
-    (_SQRT2, (1, 3, 5, 7, 0, 2, 4, 6), (3, 5, 9, 13)),
-    (_SQRT3, (3, 7, 2, 6, 1, 5, 0, 4), (3, 9, 11, 15)),
-)
+_FIRST = tuple(zip((0, 1, 2, 3, 4, 5, 6, 7), (3, 7, 11, 19) * 2, strict=True))  # (word, bits to rotate by) of each step
+_SECOND = tuple(zip((1, 3, 5, 7, 0, 2, 4, 6), (3, 5, 9, 13) * 2, strict=True))
+_THIRD = tuple(zip((3, 7, 2, 6, 1, 5, 0, 4), (3, 9, 11, 15) * 2, strict=True))
 
 
 def _half_md4(state: Four, words: list[int]) -> Four:
     """MD4's compression with half the steps: 8 words in 3 rounds of 8."""
     a, b, c, d = state
-    for constant, order, shifts in _MD4_ROUNDS:
-        for step, index in enumerate(order):
-            if constant == 0:
-                mixed = d ^ (b & (c ^ d))
-            elif constant == _SQRT2:
-                mixed = (b & c) + ((b ^ c) & d)
-            else:
-                mixed = b ^ c ^ d
-            a, b, c, d = d, _rotate(a + mixed + words[index] + constant, shifts[step & 3]), b, c
+    for index, bits in _FIRST:
+        value = a + (d ^ (b & (c ^ d))) + words[index] & _MASK
+        a, b, c, d = d, (value << bits | value >> 32 - bits) & _MASK, b, c
+    for index, bits in _SECOND:
+        value = a + (b & c) + ((b ^ c) & d) + words[index] + _SQRT2 & _MASK
+        a, b, c, d = d, (value << bits | value >> 32 - bits) & _MASK, b, c
+    for index, bits in _THIRD:
+        value = a + (b ^ c ^ d) + words[index] + _SQRT3 & _MASK
+        a, b, c, d = d, (value << bits | value >> 32 - bits) & _MASK, b, c
     return (state[0] + a & _MASK, state[1] + b & _MASK, state[2] + c & _MASK, state[3] + d & _MASK)
 
 
