@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -161,9 +162,9 @@ def copied(
 
 def copied_fields(path: str, fields: Fields) -> Fields:
     """The fields that a copy must have too; directories differ in size with the block size."""
-    directory = fields.get("mode", "").startswith("4")
-    kept = {key: fields[key] for key in COPIED_FIELDS if key in fields and not (directory and key == "size")}
-    if not directory and "mtime" in fields:
+    kind = stat.S_IFMT(int(fields.get("mode", "0"), 8))
+    kept = {key: fields[key] for key in COPIED_FIELDS if key in fields and (kind, key) != (stat.S_IFDIR, "size")}
+    if kind == stat.S_IFREG:  # mke2fs makes two files of a symbolic link with two names
         kept["nlink"] = fields["nlink"]
     return kept if "lost+found" not in path and path != "." else {}
 

@@ -11,7 +11,6 @@ import ctypes
 import os
 import select
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -148,6 +147,9 @@ def kernel_mount(image: Path, options: str = "ro,noatime") -> Iterator[Mount]:
             run("umount", target)
 
 
+DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")  # a daemon would keep our mount namespace, and its mount, alive
+
+
 @contextmanager
 def served(command: list[str], target: Path, image: Path, unmount: list[str]) -> Iterator[Mount]:
     """A mount that ``command``, staying in the foreground, serves at ``target`` until ``unmount`` ends it."""
@@ -159,27 +161,34 @@ def served(command: list[str], target: Path, image: Path, unmount: list[str]) ->
             if not wait_mounted(target, process):
                 raise MountRefused(process.wait(), Path(log.name).read_text(errors="replace"))
             yield Mount(target, image, process.pid, Path(log.name))
+            run(*unmount, target, env=fusewire_environment())
+            process.wait(READY_SECONDS)
         finally:
-            if target in mount_table():
-                run(*unmount, str(target))
-            end(process)
+            abandon(target, process)
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Wait for ``process`` to end by itself; kill it and fail if it does not."""
-    try:
-        process.wait(READY_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
+def abandon(target: Path, process: subprocess.Popen[bytes]) -> None:
+    """Leave nothing behind, however the test went."""
+    if target in mount_table():
+        run("umount", "-l", target, check=False)
+    if process.poll() is None:
+        process.kill()
         process.wait()
-        raise
 
 
 @contextmanager
 def fuse2fs_mount(image: Path, options: str = "ro") -> Iterator[Mount]:
     """``image`` mounted by fuse2fs."""
     with mount_point() as target:
-        command = ["fuse2fs", "-f", "-o", f"{options},allow_other,default_permissions", str(image), str(target)]
+        command = [
+            *DIES_WITH_US,
+            "fuse2fs",
+            "-f",
+            "-o",
+            f"{options},allow_other,default_permissions",
+            str(image),
+            str(target),
+        ]
         with served(command, target, image, ["umount"]) as mounted:
             yield mounted
 
@@ -190,7 +199,16 @@ def fusewire_mount(image: Path, options: str = "ro,noatime", prefix: tuple[str, 
     with mount_point() as target:
         if prefix:
             os.chmod(target, 0o777)
-        command = [*prefix, *fusewire_command(), "mount", "-f", "-o", options, str(image), str(target)]
+        command = [
+            *(prefix or DIES_WITH_US),
+            *fusewire_command(),
+            "mount",
+            "-f",
+            "-o",
+            options,
+            str(image),
+            str(target),
+        ]
         with served(command, target, image, [*fusewire_command(), "umount"]) as mounted:
             yield mounted
 

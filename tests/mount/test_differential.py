@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import stat
 import subprocess
 import sys
 import unicodedata
@@ -20,7 +21,7 @@ import pytest
 
 from tests.conftest import require
 from tests.images import CASEFOLD_NAMES, RECIPES, Recipe, expected
-from tests.mounting import CHECKOUT, Mount, fusewire_mount, kernel_mount, which
+from tests.mounting import CHECKOUT, Mount, fusewire_mount, kernel_mount, run, which
 from tests.walk import Fields, differences, entries, statfs_fields
 
 ImageOf = Callable[[str], Path]
@@ -118,7 +119,16 @@ def test_same_tree_without_loop_device(name: str, image_of: ImageOf) -> None:
 # --- an ordinary user -------------------------------------------------------------------------------------------------
 
 USER_ID = 1000
-AS_USER = ("setpriv", f"--reuid={USER_ID}", f"--regid={USER_ID}", "--clear-groups")
+AS_USER = ("setpriv", f"--reuid={USER_ID}", f"--regid={USER_ID}", "--clear-groups", "--pdeathsig=KILL")
+
+
+def fuse_for_everyone(folder: Path) -> None:
+    """Put a /dev/fuse that all may open (as udev makes it) into this process's mount namespace."""
+    if os.stat("/dev/fuse").st_mode & 0o006 != 0o006:
+        node = folder / "fuse"
+        os.mknod(node, stat.S_IFCHR | 0o666, os.stat("/dev/fuse").st_rdev)
+        os.chmod(node, 0o666)
+        run("mount", "--bind", node, "/dev/fuse")
 
 
 def walk_as_user(root: Path) -> dict[str, str]:
@@ -140,6 +150,7 @@ def without(ignored: dict[str, str], lines: dict[str, str]) -> dict[str, list[st
 def test_same_tree_for_an_ordinary_user(name: str, image_of: ImageOf, tmp_path: Path) -> None:
     """The user mounts an image of their own and sees of it what the kernel's mount would show that user."""
     require([f"the program {name}" for name in ("setpriv", "fusermount3") if not which(name)])
+    fuse_for_everyone(tmp_path)
     image = image_of(name)
     os.chmod(image, 0o444)
     for parent in image.parents[:-2]:
