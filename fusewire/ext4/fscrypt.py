@@ -9,12 +9,13 @@ A name on disk is ciphertext, any bytes but at least 16 of them.  It is presente
 so that a presented name is at most 252 characters and can be looked up: by its ciphertext, or where that is cut short,
 by the hash that leads into the hash tree, by its start and by the SHA-256 of its rest.
 
-The pair ``dirhash`` is the directory hash (``dirhash.dirhash``, the superblock's version and seed) of the ciphertext if
-the kernel reads the directory in hash order: the file system has dir_index, and the directory has a hash tree or is a
-single block.  It is (0, 0) where the directory is read in the order of its blocks: a directory of several blocks
-without a hash tree, or a file system without dir_index.  Directories that are casefolded as well keep the pair in their
-entries, after the name.  A lookup does not compare the pair; in a hash tree it leads to the leaf of a name that is cut
-short, which is not found under another pair.  Anything that is not a presented name is ENOENT.
+The pair ``dirhash`` is the directory hash (``dirhash.dirhash``, with the superblock's seed and the version that the
+tree's root names, or the superblock where there is no tree) of the ciphertext if the kernel reads the directory in
+hash order: the file system has dir_index, and the directory has a hash tree or is a single block.  It is (0, 0) where
+the directory is read in the order of its blocks: a directory of several blocks without a hash tree, or a file system
+without dir_index.  Directories that are casefolded as well keep the pair in their entries, after the name.  A lookup
+does not compare the pair; in a hash tree it leads to the leaf of a name that is cut short, which is not found under
+another pair.  Anything that is not a presented name is ENOENT.
 
 Source: kernel documentation, filesystems/fscrypt, "Encryption context", "Filenames encryption"; the presentation itself
 was read off the kernel's (6.18) listings, which ``tests/ext4/test_fscrypt.py`` compares.
@@ -25,7 +26,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from dataclasses import dataclass, replace
 from struct import Struct
 
-from fusewire.ext4.errors import Check, Corrupt
+from .errors import Check, Corrupt
 
 CONTEXT_XATTR_INDEX, CONTEXT_XATTR_NAME = 9, b"c"
 
@@ -38,6 +39,11 @@ _ALPHABET = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123
 
 
 # ---- names -----------------------------------------------------------------------------------------------------
+
+def in_hash_order(has_dir_index: bool, has_tree: bool, blocks: int) -> bool:
+    """Whether the names of an encrypted directory of ``blocks`` blocks are presented with their hashes, not (0, 0)."""
+    return has_dir_index and (has_tree or blocks == 1)
+
 
 def present_name(ciphertext: bytes, hashes: tuple[int, int]) -> bytes:
     """The name shown for the entry ``ciphertext`` (never "." or "..", which are not encrypted).

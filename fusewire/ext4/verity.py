@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from struct import Struct
 
-from fusewire.ext4.errors import Check, Corrupt
+from .errors import Check, Corrupt
 
 _METADATA_ALIGNMENT_BYTES = 65536
 DESCRIPTOR_BYTES = 256          # without a signature

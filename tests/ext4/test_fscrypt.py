@@ -25,7 +25,7 @@ from tests.mounting import kernel_mount
 
 LENGTHS = [*range(1, 256, 6), 15, 16, 17, 32, 33, 143, 144, 148, 149, 150, 151, 159, 160, 161, 254, 255]
 TARGETS = (1, 15, 16, 17, 31, 32, 33, 55, 58, 59, 60, 100, 149, 150, 500, 1000)
-ENCRYPT_FLAG, HASHED_FLAG = 0x800, 0x1000
+HASHED_FLAG, DIR_INDEX = 0x1000, 0x20
 
 # name of the recipe: (mke2fs options, policy version, whether "many" loses its hash tree's flag, presented with hashes)
 RECIPES = {
@@ -138,6 +138,11 @@ def test_listing_is_the_kernels(name: str, directory: str, image_of: Callable[[s
     entries = image.entries(directory)
     assert len(entries) == (len(set(LENGTHS)) if directory == "many" else 4)
     assert max(map(len, entries)) == 255
+    size, flags = (struct.unpack_from("<I", image.inode(f"/{directory}"), at)[0] for at in (4, 0x20))
+    has_dir_index = struct.unpack_from("<I", image.super, 0x5C)[0] & DIR_INDEX != 0
+    blocks = size // (1024 << image.super[0x18])
+    assert (blocks == 1) == (directory == "few")
+    assert fscrypt.in_hash_order(has_dir_index, flags & HASHED_FLAG != 0, blocks) == image.hashed[directory]
     with kernel_mount(image.path) as mounted:
         listed = names_in(mounted.root / directory)
     assert sorted(listed) == sorted(image.present(directory, entry) for entry in entries)
