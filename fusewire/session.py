@@ -84,6 +84,14 @@ class Session:
         self.negotiated: Negotiated | None = None
         self.asks_open = Feature.ENCRYPT in fs.superblock.features
 
+    def number_of(self, node: int) -> int:
+        """The inode number of a node id.  Refused(ESTALE) for node 2, which is never given out."""
+        if node == ROOT_NODE:
+            return ROOT_INODE
+        if node == ROOT_INODE:
+            raise Refused(errno.ESTALE)
+        return node
+
     def inode(self, node: int) -> Inode:
         """The inode of a node id.  Refused(ESTALE) for node 2, which is never given out."""
         if node == ROOT_NODE:

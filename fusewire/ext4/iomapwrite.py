@@ -18,6 +18,7 @@ from .inode import FLAG_IMMUTABLE, Inode
 from .iomap import HOLE, MAPPED, UNWRITTEN, Mapping
 
 if TYPE_CHECKING:
+    from .filesystem import Ext4
     from .transaction import Transaction
 
 NEW = 1 << 0        # flag: freshly allocated, and written at once: what the data does not cover must be zeroed
@@ -68,6 +69,20 @@ def ioend(tx: "Transaction", inode: Inode, pos: int, written: int) -> Inode:
     if pos + written > inode.size:
         inode = inodestore.change(tx, inode, size=pos + written)
     return inode
+
+
+def tail_to_clear(fs: "Ext4", inode: Inode, size: int) -> tuple[int, int] | None:
+    """(device address, bytes) of written bytes behind ``size`` in its block; None if there are none to be seen.
+
+    What stands there must be zero before the file may grow over it.
+    """
+    inside = fs.geometry.within_block(size)
+    if not inside or inode.is_inline:
+        return None
+    found = iomap.begin(fs, inode, size, 1, iomap.OP_REPORT)
+    if found.type != MAPPED:
+        return None
+    return found.addr + size - found.offset, fs.geometry.block_bytes - inside
 
 
 def check_writable(inode: Inode) -> None:

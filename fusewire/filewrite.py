@@ -1,0 +1,79 @@
+"""Carries out the writing half of ``ext4.iomapwrite`` where the kernel cannot: file data from a request to the device.
+
+A ``WritePlan`` says what goes where; the server writes it and then takes the next step, which tells the core.
+
+FW1 What a fresh block (unwritten, or new) does not get from the request it gets as zeroes, in the same write.
+FW2 What stands behind the end of a file in its last block is zero before the file grows over it.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from fusewire.ext4 import iomap, iomapwrite
+from fusewire.fileio import ZEROES
+
+if TYPE_CHECKING:
+    from fusewire.ext4.filesystem import Ext4
+    from fusewire.ext4.inode import Inode
+    from fusewire.ext4.transaction import Transaction
+
+Buffer = bytes | memoryview
+Writes = list[tuple[int, list[Buffer]]]     # (address on the device, the pieces that follow each other there)
+
+
+class WritePlan:
+    """Data for the device, and the step that follows once they are written; the step may be taken again."""
+
+    __slots__ = ("then", "writes")
+
+    def __init__(self, writes: Writes, then: Callable[[], Any]) -> None:
+        self.writes = writes
+        self.then = then
+
+
+def plan_write(tx: "Transaction", inode: "Inode", offset: int, data: memoryview) -> Writes:
+    """Where the data of a file from ``offset`` on go; blocks for them are allocated in the transaction.
+
+    Raises what ``iomapwrite.begin`` raises.
+    """
+    writes: Writes = []
+    end = offset + len(data)
+    if offset > inode.size:
+        writes += _clear(iomapwrite.tail_to_clear(tx, inode, inode.size))
+    position = offset
+    while position < end:
+        inode, mapping = iomapwrite.begin(tx, inode, position, end - position)
+        stop = min(mapping.offset + mapping.length, end)
+        piece = data[position - offset:stop - offset]
+        address = mapping.addr + position - mapping.offset
+        if mapping.type == iomap.UNWRITTEN or mapping.flags & iomapwrite.NEW:
+            before = tx.geometry.within_block(position)
+            behind = -tx.geometry.within_block(stop) % tx.geometry.block_bytes
+            writes.append((address - before, [ZEROES[:before], piece, ZEROES[:behind]]))
+        else:
+            writes.append((address, [piece]))
+        position = stop
+    return writes
+
+
+def plan_zero_edges(fs: "Ext4", inode: "Inode", offset: int, length: int) -> Writes:
+    """Zeroes for the parts of blocks at both ends of a range, as far as they hold data."""
+    geometry, end = fs.geometry, offset + length
+    first = min(geometry.byte_of(geometry.blocks_for(offset)), end)
+    last = max(geometry.byte_of(geometry.block_of(end)), first)
+    writes: Writes = []
+    for start, stop in ((offset, first), (last, end)):
+        if start < stop:
+            mapping = iomap.begin(fs, inode, start, stop - start, iomap.OP_REPORT)
+            if mapping.type == iomap.MAPPED:
+                writes.append((mapping.addr + start - mapping.offset, [ZEROES[:stop - start]]))
+    return writes
+
+
+def plan_clear(fs: "Ext4", inode: "Inode", size: int) -> Writes:
+    """Zeroes for what stands behind ``size`` in its block (FW2)."""
+    return _clear(iomapwrite.tail_to_clear(fs, inode, size))
+
+
+def _clear(tail: tuple[int, int] | None) -> Writes:
+    return [] if tail is None else [(tail[0], [ZEROES[:tail[1]]])]

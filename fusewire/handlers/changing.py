@@ -1,0 +1,129 @@
+"""Attributes that change: SETATTR, SETXATTR, REMOVEXATTR.
+
+The kernel has the writeback cache: size and times of regular files are its own, and what it sends is stored as it is.
+"""
+
+from fusewire import filewrite, uapi, wire
+from fusewire.ext4 import inode as inodes
+from fusewire.ext4 import inodestore, iomapwrite, setattr, truncate
+from fusewire.ext4.inode import Inode
+from fusewire.ext4.transaction import Transaction
+from fusewire.filewrite import WritePlan
+from fusewire.handlers import nodes
+from fusewire.session import Session
+from fusewire.wire import Request
+
+_MODE: int = uapi.FATTR_MODE
+_UID: int = uapi.FATTR_UID
+_GID: int = uapi.FATTR_GID
+_SIZE: int = uapi.FATTR_SIZE
+_ATIME: int = uapi.FATTR_ATIME
+_MTIME: int = uapi.FATTR_MTIME
+_CTIME: int = uapi.FATTR_CTIME
+_ATIME_NOW: int = uapi.FATTR_ATIME_NOW
+_MTIME_NOW: int = uapi.FATTR_MTIME_NOW
+_KILL: int = uapi.FATTR_KILL_SUIDGID
+_FIELDS = uapi.setattr_in.fields
+
+
+def setattr_(session: Session, request: Request) -> bytes | WritePlan:
+    """SETATTR: mode, owner, times, size, in any combination, applied together."""
+    wanted = dict(zip(_FIELDS, request.body, strict=True))
+    valid = wanted["valid"]
+    if valid & _SIZE:
+        return _truncate(session, request, wanted)
+    with Transaction(session.fs) as tx:
+        _apply(tx, tx.inode(session.number_of(request.nodeid)), wanted)
+    return _attributes(session, request)
+
+
+def _truncate(session: Session, request: Request, wanted: dict[str, int]) -> bytes | WritePlan:
+    """A file that grows must not show what stands behind its end; see ``filewrite`` FW2."""
+    found = session.inode(request.nodeid)
+    if found.is_regular and wanted["size"] > found.size:
+        zeroes = filewrite.plan_clear(session.fs, found, found.size)
+        if zeroes:
+            return WritePlan(zeroes, lambda: _resize(session, request, wanted))
+    return _resize(session, request, wanted)
+
+
+def _resize(session: Session, request: Request, wanted: dict[str, int]) -> bytes | WritePlan:
+    """Store the size at once, then free what lies behind it, a transaction at a time.
+
+    Running this again does nothing new: the size is what it shall be, and what was freed is free.
+    """
+    number = session.number_of(request.nodeid)
+    with Transaction(session.fs) as tx:
+        found = tx.inode(number)
+        iomapwrite.check_writable(found)
+        _apply(tx, truncate.set_size(tx, found, wanted["size"]), wanted)
+    done = False
+    while not done:
+        with Transaction(session.fs) as tx:
+            _, done = truncate.shrink(tx, tx.inode(number))
+    zeroes = filewrite.plan_clear(session.fs, session.fs.inode(number), wanted["size"])
+    if not zeroes:
+        return _attributes(session, request)
+    return WritePlan(zeroes, lambda: _cleared(session, request))
+
+
+def _cleared(session: Session, request: Request) -> bytes:
+    with Transaction(session.fs) as tx:
+        tx.wrote_data = True
+    return _attributes(session, request)
+
+
+def _apply(tx: Transaction, found: Inode, wanted: dict[str, int]) -> Inode:
+    valid = wanted["valid"]
+    if valid & (_UID | _GID):
+        found = setattr.chown(tx, found, wanted["uid"] if valid & _UID else None,
+                              wanted["gid"] if valid & _GID else None)
+    if valid & _MODE:
+        found = setattr.chmod(tx, found, wanted["mode"])
+    if valid & _KILL:
+        found = setattr.drop_privileges(tx, found)
+    times = (_time(tx, wanted, "atime", valid & _ATIME, valid & _ATIME_NOW),
+             _time(tx, wanted, "mtime", valid & _MTIME, valid & _MTIME_NOW),
+             _time(tx, wanted, "ctime", valid & _CTIME, 0))
+    if any(time is not None for time in times):
+        return setattr.utimens(tx, found, *times)
+    if valid & _SIZE:
+        return inodestore.change(tx, found, mtime=tx.now, ctime=tx.now)
+    return found
+
+
+def _time(tx: Transaction, wanted: dict[str, int], name: str, given: int, now: int) -> inodes.Time | None:
+    if now:
+        return tx.now
+    if not given:
+        return None
+    seconds = wanted[name]
+    return (seconds - (1 << 64) if seconds >> 63 else seconds), wanted[f"{name}nsec"]
+
+
+def _attributes(session: Session, request: Request) -> bytes:
+    found = session.inode(request.nodeid)
+    return wire.reply_attr(request.unique, wire.FOREVER, 0, nodes.entry(session.fs, found)[nodes.ATTR_AT:])
+
+
+def setxattr(session: Session, request: Request) -> bytes:
+    """SETXATTR: the value is the payload, as long as the record says."""
+    size, flags = request.body[0], request.body[1]
+    extra = request.body[2] if len(request.body) > 2 else 0
+    assert request.payload is not None
+    value = bytes(request.payload[:size])
+    name = request.names[0]
+    with Transaction(session.fs) as tx:
+        found = tx.inode(session.number_of(request.nodeid))
+        if extra & uapi.FUSE_SETXATTR_ACL_KILL_SGID:
+            setattr.set_acl(tx, found, name, value, drop_sgid=True)
+        else:
+            setattr.set_xattr(tx, found, name, value, flags)
+    return wire.reply_empty(request.unique)
+
+
+def removexattr(session: Session, request: Request) -> bytes:
+    """REMOVEXATTR."""
+    with Transaction(session.fs) as tx:
+        setattr.set_xattr(tx, tx.inode(session.number_of(request.nodeid)), request.names[0], None)
+    return wire.reply_empty(request.unique)

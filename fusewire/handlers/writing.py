@@ -1,0 +1,113 @@
+"""File data that change: WRITE, FALLOCATE, COPY_FILE_RANGE.
+
+Each is ``iomapwrite.begin`` for all that is to be written, the data themselves, and ``iomapwrite.ioend``: the calls that
+a kernel with fuse iomap makes, too.  Every step can be run again.
+"""
+
+import errno
+import stat
+
+from fusewire import filewrite, wire
+from fusewire.ext4 import iomapwrite, setattr, truncate
+from fusewire.ext4.errors import Refused
+from fusewire.ext4.inode import Inode
+from fusewire.ext4.transaction import Transaction
+from fusewire.filewrite import WritePlan
+from fusewire.session import Session
+from fusewire.wire import Request
+
+KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x1, 0x2, 0x10     # fallocate(2)
+CONVERT_AT_ONCE_BYTES = 32 << 20
+WRITE_KILL_SUIDGID = 1 << 2
+ROOT_USER = 0
+
+
+def write(session: Session, request: Request) -> WritePlan:
+    """WRITE: the payload to where ``begin`` says, then ``ioend``."""
+    offset, size, flags = request.body[1], request.body[2], request.body[3]
+    data = request.payload
+    assert data is not None
+    data = data[:size]
+    number = session.number_of(request.nodeid)
+    privileged = request.uid == ROOT_USER or not request.pid
+    with Transaction(session.fs, privileged=privileged) as tx:
+        found = _writable(tx, number)
+        if flags & WRITE_KILL_SUIDGID:
+            found = setattr.drop_privileges(tx, found)
+        end = min(offset + len(data), tx.max_file_bytes(found))
+        if offset >= end:
+            raise Refused(errno.EFBIG)
+        data = data[:end - offset]
+        writes = filewrite.plan_write(tx, found, offset, data)
+    return WritePlan(writes, lambda: _written(session, request, number, offset, len(data)))
+
+
+def _written(session: Session, request: Request, number: int, offset: int, length: int) -> bytes:
+    with Transaction(session.fs) as tx:
+        iomapwrite.ioend(tx, tx.inode(number), offset, length)
+    return wire.reply_write(request.unique, length)
+
+
+def _writable(tx: Transaction, number: int) -> Inode:
+    found = tx.inode(number)
+    if not found.is_regular:
+        raise Refused(errno.EISDIR if stat.S_ISDIR(found.mode) else errno.EINVAL)
+    iomapwrite.check_writable(found)
+    return found
+
+
+def fallocate(session: Session, request: Request) -> bytes | WritePlan:
+    """FALLOCATE: reserve room, punch holes, make ranges read as zeroes."""
+    _, offset, length, mode = request.body[:4]
+    number = session.number_of(request.nodeid)
+    if mode & ~(KEEP_SIZE | PUNCH_HOLE | ZERO_RANGE) or (mode & PUNCH_HOLE and not mode & KEEP_SIZE):
+        raise Refused(errno.EOPNOTSUPP)
+    if not length or offset + length >= 1 << 63:
+        raise Refused(errno.EINVAL)
+    with Transaction(session.fs) as tx:
+        found = _writable(tx, number)
+    if mode & (PUNCH_HOLE | ZERO_RANGE):
+        edges = filewrite.plan_zero_edges(session.fs, found, offset, length)
+        if edges:
+            return WritePlan(edges, lambda: _fallocated(session, request, number, wrote=True))
+    return _fallocated(session, request, number, wrote=False)
+
+
+def _fallocated(session: Session, request: Request, number: int, *, wrote: bool) -> bytes:
+    _, offset, length, mode = request.body[:4]
+    if mode & PUNCH_HOLE:
+        _punch(session, number, offset, min(length, session.fs.inode(number).size - offset))
+    else:
+        if mode & ZERO_RANGE:
+            _make_unwritten(session, number, offset, length)
+        _reserve(session, request, number, offset, length)
+    with Transaction(session.fs) as tx:
+        found = tx.inode(number)
+        if not mode & KEEP_SIZE and offset + length > found.size:
+            truncate.set_size(tx, found, offset + length)
+        tx.wrote_data = wrote
+    return wire.reply_empty(request.unique)
+
+
+def _punch(session: Session, number: int, offset: int, length: int) -> None:
+    done = length <= 0
+    while not done:
+        with Transaction(session.fs) as tx:
+            found = tx.inode(number)
+            # what is punched at the end of the file reaches to the end of its last block
+            reach = tx.geometry.byte_of(tx.geometry.blocks_for(found.size)) if offset + length >= found.size else 0
+            _, done = truncate.punch(tx, found, offset, max(length, reach - offset))
+
+
+def _make_unwritten(session: Session, number: int, offset: int, length: int) -> None:
+    for start in range(offset, offset + length, CONVERT_AT_ONCE_BYTES):
+        piece = min(CONVERT_AT_ONCE_BYTES, offset + length - start)
+        with Transaction(session.fs) as tx:
+            truncate.make_unwritten(tx, tx.inode(number), start, piece)
+
+
+def _reserve(session: Session, request: Request, number: int, offset: int, length: int) -> None:
+    reached, end = offset, offset + length
+    while reached < end:
+        with Transaction(session.fs, privileged=request.uid == ROOT_USER) as tx:
+            _, reached = truncate.reserve(tx, tx.inode(number), reached, end - reached)
