@@ -84,7 +84,7 @@ BACKING_IOMAP = 1               # a block device
 def sync_init(fd: int) -> bool:
     """True when the mount of this fd will wait until INIT is answered; False on kernels before 6.18.
 
-    For a fd that is not mounted yet.  From then on ``read`` and ``poll`` of it block until it is mounted.
+    For a fd that is not mounted yet, and the last request to it: read, poll and most ioctls block until it is mounted.
     """
     try:
         fcntl.ioctl(fd, FUSE_DEV_IOC_SYNC_INIT)

@@ -192,7 +192,8 @@ def _probe_device() -> tuple[str, bool | None, int | None]:
     except MountError as error:
         return str(error), None, None
     try:
-        return "", ioctl.sync_init(fd), ioctl.iomap_support(fd)
+        iomap = ioctl.iomap_support(fd)     # first: after SYNC_INIT an ioctl may wait for the mount
+        return "", ioctl.sync_init(fd), iomap
     except OSError as error:
         return f"{mount.DEVICE}: {os.strerror(error.errno or 0).lower()}", None, None
     finally:
