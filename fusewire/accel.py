@@ -57,13 +57,15 @@ def crc16(seed: int, data: checksum.Bytes) -> int:
     return value
 
 
-def decode(fs: Any, data: bytes, *, encrypted: bool, base: int = 0, **where: object) -> DirBlock:
-    """``dirblock.decode``; a block with anything wrong goes to that one, which says what."""
+def decode(fs: Any, data: bytes, *, encrypted: bool, base: int = 0, **particulars: Any) -> DirBlock:
+    """``dirblock.decode``; a block with anything wrong, or with hashes behind its names, goes to that one."""
+    if particulars.get("hashed"):
+        return _decode_python(fs, data, encrypted=encrypted, base=base, **particulars)
     room = len(data) // SMALLEST + 1
     records = _ffi.new("fw_entry[]", room)
     found = _lib.fw_entries(data, len(data), fs.geometry.inodes, encrypted, records, room)
     if found < 0:
-        return _decode_python(fs, data, encrypted=encrypted, base=base, **where)
+        return _decode_python(fs, data, encrypted=encrypted, base=base, **particulars)
     types = D_TYPES if fs.has_file_types else bytes(256)
     return DirBlock([Entry(base + end, inode, types[kind], data[name:name_end])
                      for end, inode, kind, name, name_end in _RECORD.iter_unpack(_ffi.buffer(records)[:20 * found])])

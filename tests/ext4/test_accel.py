@@ -232,6 +232,18 @@ def test_outcomes_are_the_same(compiled: ModuleType) -> None:
     assert sound > 500 and broken > 500
 
 
+def test_entries_with_hashes_are_left_to_the_pure_function(compiled: ModuleType,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """Casefolded and encrypted directories: too rare for C."""
+    asked: list[dict[str, object]] = []
+    monkeypatch.setattr(compiled, "_decode_python", lambda fs, data, **particulars: asked.append(particulars))
+    block = block_of(1024, entry(12, b"name"))
+    compiled.decode(file_system(), block, encrypted=True, hashed=True, base=5, inode=3)
+    assert asked == [{"encrypted": True, "hashed": True, "base": 5, "inode": 3}]
+    assert len(compiled.decode(file_system(), block, encrypted=True, hashed=False).entries) == 1
+    assert len(asked) == 1
+
+
 DRIVER = r"""
 #include <stdio.h>
 #include <stdlib.h>
