@@ -19,7 +19,7 @@ checksums are wrong, their commit times:
                                                                 else: the log is damaged, nothing is replayed
     commit block wrong (version 1: any block of the transaction):
         time went back                      remains, the log ends before it
-        otherwise                           the log ends before it, and ``failed_commit`` names it
+        otherwise                           the log is damaged, ``failed_commit`` names the transaction
         otherwise, with async_commit        the transaction was cut off; only if another commit follows, it failed
     async_commit, the last transaction's logged blocks wrong (versions 2 and 3):  it was cut off
 """
@@ -66,8 +66,8 @@ class Replay:
 
     ``transactions`` are those that are replayed, ``end_sequence`` is the number of the first that is not, ``head`` the
     journal block after the last.  ``revoked`` counts blocks left out because of revocations, ``failed_commit`` names a
-    transaction whose checksum failed and that ended the log: the file system must be marked as having errors.
-    ``damage`` holds what forbids the replay; ``require_sound`` raises the first of it.
+    transaction whose commit block is wrong.  ``damage`` holds what forbids the replay; ``require_sound`` raises the
+    first of it.
     """
 
     def __init__(self, journal: JournalSuperblock, read: Read) -> None:
@@ -213,15 +213,13 @@ def _take_commit(replay: Replay, scan: _Scan, raw: bytes) -> bool:
         return False
     good = journalformat.commit_ok(journal, raw, scan.running)
     if scan.end is not None and (good or journal.checksums is Checksums.V1):
-        replay.failed_commit = scan.end
-        return False
+        return _fail(replay, scan.end)
     if not good and scan.end is None:
         if seconds < scan.seconds:
             return False
         scan.end = scan.sequence
         if JournalFeature.ASYNC_COMMIT not in journal:
-            replay.failed_commit = scan.sequence
-            return False
+            return _fail(replay, scan.sequence)
     elif good:
         replay.transactions.append(Transaction(scan.sequence, scan.begin, seconds, tuple(scan.descriptors),
                                                tuple(scan.revocations)))
@@ -229,6 +227,12 @@ def _take_commit(replay: Replay, scan: _Scan, raw: bytes) -> bool:
     scan.seconds, scan.sequence = seconds, (scan.sequence + 1) % SEQUENCES
     scan.start_transaction()
     return True
+
+
+def _fail(replay: Replay, sequence: int) -> bool:
+    replay.failed_commit = sequence
+    _note(replay, Corrupt(Check.JOURNAL_CHECKSUM, transaction=sequence))
+    return False
 
 
 def _drop_cut_off(replay: Replay) -> None:

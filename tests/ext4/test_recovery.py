@@ -128,6 +128,14 @@ def test_an_unknown_kind_of_block_ends_the_log(kind: Checksums) -> None:
     assert sorted(log.recover().copies) == [10]
 
 
+def assert_failed_commit(replay: Replay) -> None:
+    """The second transaction of ``three`` is found wrong."""
+    assert sorted(replay.copies) == [10] and replay.failed_commit == 8 and replay.end_sequence == 8
+    with pytest.raises(Corrupt) as refused:
+        contents(replay)
+    assert refused.value.check is Check.JOURNAL_CHECKSUM and refused.value.where["transaction"] == 8
+
+
 # ---- checksums -----------------------------------------------------------------------------------------
 
 @sealed
@@ -166,7 +174,7 @@ def test_a_wrong_commit_block_ends_the_log_and_is_named(kind: Checksums) -> None
     if kind is Checksums.NONE:
         assert sorted(replay.copies) == [10, 20, 30]
         return
-    assert sorted(contents(replay)) == [10] and replay.failed_commit == 8 and replay.end_sequence == 8
+    assert_failed_commit(replay)
     assert replay.head == log.encoded[1].records[0][0]
 
 
@@ -184,8 +192,7 @@ def test_a_wrong_commit_block_whose_time_went_back_is_from_an_older_round(kind: 
 def test_version_1_finds_a_wrong_logged_block() -> None:
     log = three(Checksums.V1)
     log.damage(log.encoded[1].records[1][0])
-    replay = log.recover()
-    assert sorted(contents(replay)) == [10] and replay.failed_commit == 8
+    assert_failed_commit(log.recover())
 
 
 @sealed
@@ -225,8 +232,7 @@ def test_async_commit_takes_a_wrong_last_transaction_for_one_that_was_cut_off() 
 def test_async_commit_names_a_wrong_transaction_that_another_follows(kind: Checksums) -> None:
     log = three(kind, ASYNC)
     log.damage(log.encoded[1].commit[0], 0x10)
-    replay = log.recover()
-    assert sorted(contents(replay)) == [10] and replay.failed_commit == 8 and replay.end_sequence == 8
+    assert_failed_commit(log.recover())
 
 
 # ---- what a log must not do ------------------------------------------------------------------------------
