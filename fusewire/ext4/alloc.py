@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .transaction import Transaction
 
 _NOT_FULL = re.compile(rb"[^\xff]")
+_ZEROES = re.compile(rb"\0*")
 RESERVED_CLUSTERS_MOST = 4096   # what the kernel keeps back so that writing back never runs out of blocks
 RESERVED_SHARE = 50
 
@@ -143,16 +144,16 @@ def _used(tx: "Transaction", number: int, bits: int) -> bytes:
 
 def _run_length(used: bytes, start: int, most: int) -> int:
     """How many bits from ``start`` on are zero, up to ``most``."""
-    length = 0
-    while length < most:
-        bit = start + length
-        if bit % 8 == 0 and used[bit // 8] == 0:
-            length += 8
-        elif used[bit // 8] >> (bit % 8) & 1:
-            break
+    bit, end = start, start + most
+    while bit < end and not used[bit // 8] >> (bit % 8) & 1:
+        if bit % 8 == 0:
+            zeroes = _ZEROES.match(used, bit // 8, -(-end // 8))
+            assert zeroes is not None
+            whole = zeroes.end() * 8
+            bit = whole if whole > bit else bit + 1
         else:
-            length += 1
-    return min(length, most)
+            bit += 1
+    return min(bit, end) - start
 
 
 def _long_run(used: bytes, start: int, count: int, bits: int) -> int | None:
