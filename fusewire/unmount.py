@@ -17,7 +17,8 @@ from fusewire.mountrequest import SUBTYPE, MountError
 
 _PATIENCE_SECONDS = 3.0         # then we say for whom we wait
 _LOOP_SECONDS = 5.0             # a loop device that others hold for longer is theirs
-_LOOP_PAUSE_SECONDS = 0.01      # sysfs cannot be polled for it
+_FORCE_SECONDS = 5.0            # callers whose connection was cut need a moment to leave
+_PAUSE_SECONDS = 0.01           # neither of the two can be polled for
 _NAMED_USERS = 5                # processes named in "is busy"
 
 
@@ -48,7 +49,7 @@ def unmount(
     Args:
         name: the directory, or the source as it was given to mount.
         lazy: detach now, finish when the last user has gone; does not wait.
-        force: cut the connection first: for a daemon that does not answer.
+        force: cut the connection first: for a daemon that does not answer.  Does not wait for long.
         say: gets a sentence for the user when waiting takes long.
 
     Raises: MountError: not mounted, busy, not permitted.
@@ -63,6 +64,9 @@ def unmount(
         say(f"{name}: still mounted on {os.fsdecode(others[0].target)}")
         return
     if not runtime.wait_gone(record, _PATIENCE_SECONDS):
+        if force:
+            say(f"{name}: unmounted, but process {record.pid} has not ended")
+            return
         say(f"{name}: waiting for process {record.pid} to finish{_elsewhere(mount.dev)}")
         runtime.wait_gone(record)
     if record.loop >= 0 and not _loop_freed(record.loop):
@@ -74,12 +78,24 @@ def _detach(mount: Mount, lazy: bool, force: bool) -> None:
     flags |= (mountapi.MNT_DETACH if lazy else 0) | (mountapi.MNT_FORCE if force else 0)
     target = os.fsdecode(mount.target)
     try:
-        mountapi.umount(mount.target, flags)
+        _patiently(lambda: mountapi.umount(mount.target, flags), _FORCE_SECONDS if force else 0)
     except mountapi.MountFailed as error:
         if error.errno == errno.EPERM and not force:
             fusermount.unmount(target, lazy)
         else:
             raise MountError(_explain(error, target)) from error
+
+
+def _patiently(call: Callable[[], None], seconds: float) -> None:
+    """Make a call again while it fails with EBUSY, for so long."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return call()
+        except mountapi.MountFailed as error:
+            if error.errno != errno.EBUSY or time.monotonic() >= end:
+                raise
+        time.sleep(_PAUSE_SECONDS)
 
 
 def _explain(error: OSError, target: str) -> str:
@@ -97,7 +113,7 @@ def _loop_freed(number: int) -> bool:
     while not loopdev.is_free(number):
         if time.monotonic() > end:
             return False
-        time.sleep(_LOOP_PAUSE_SECONDS)
+        time.sleep(_PAUSE_SECONDS)
     return True
 
 
