@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .filesystem import Ext4
 
 _HEAD = struct.Struct("<IHBB")
+_PAIR = struct.Struct("<II")
 HEAD_BYTES = _HEAD.size
 ALIGN = 4
 SMALLEST = 12
@@ -32,21 +33,33 @@ class Entry(NamedTuple):
 
 
 class DirBlock:
-    """The entries of one block in order, and by name; ``alias`` is a second index made when it is asked for."""
+    """The entries of one block in order, and by name.
 
-    __slots__ = ("alias", "entries", "names")
+    ``alias`` (by folded name) and ``shown`` (with presented names) are made when they are asked for.  ``file_block`` is
+    where in its directory the block was found (None: not looked up yet), ``hashes`` the pairs that casefolded and
+    encrypted entries carry.
+    """
 
-    def __init__(self, entries: list[Entry]) -> None:
+    __slots__ = ("alias", "entries", "file_block", "hashes", "names", "shown")
+
+    def __init__(self, entries: list[Entry], hashes: dict[bytes, tuple[int, int]] | None = None) -> None:
         self.entries = entries
         self.names = {entry.name: entry for entry in entries}
         self.alias: dict[bytes, Entry] | None = None
+        self.shown: list[Entry] | None = None
+        self.hashes = hashes or {}
+        self.file_block: int | None = None
 
 
-def decode(fs: "Ext4", data: bytes, *, encrypted: bool, base: int = 0, **where: object) -> DirBlock:
+def decode(fs: "Ext4", data: bytes, *, encrypted: bool, hashed: bool = False, base: int = 0,
+           **where: object) -> DirBlock:
     """The entries of a block, or of one area of inline data that starts ``base`` bytes into the directory.
+
+    ``hashed``: each entry carries the pair of its hashes behind the name.
 
     Raises ``Corrupt`` (DIRENT_LENGTH, DIRENT_INODE, DIRENT_NAME) with ``where`` and the offset.
     """
+    pairs: dict[bytes, tuple[int, int]] = {}
     entries, at, size, inodes = [], 0, len(data), fs.geometry.inodes
     unpack, typed = _HEAD.unpack_from, fs.has_file_types
     while at < size:
@@ -64,9 +77,14 @@ def decode(fs: "Ext4", data: bytes, *, encrypted: bool, base: int = 0, **where: 
             name = data[at + HEAD_BYTES:at + HEAD_BYTES + name_length]
             if not name or (not encrypted and (b"/" in name or b"\0" in name)):
                 raise Corrupt(Check.DIRENT_NAME, offset=base + at, name=name, **where)
+            if hashed and name not in (b".", b".."):
+                pair = (HEAD_BYTES + name_length + ALIGN - 1) // ALIGN * ALIGN
+                if pair + _PAIR.size > length:
+                    raise Corrupt(Check.DIRENT_LENGTH, offset=base + at, length=length, hashes_at=pair, **where)
+                pairs[name] = _PAIR.unpack_from(data, at + pair)
             entries.append(Entry(base + end, inode, D_TYPES[kind] if typed else 0, name))
         at = end
-    return DirBlock(entries)
+    return DirBlock(entries, pairs)
 
 
 def is_one_record(data: bytes) -> bool:

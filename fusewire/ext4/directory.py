@@ -26,6 +26,8 @@ MOST_READAHEAD_BLOCKS = 1024
 D_TYPE_DIRECTORY = 4
 INLINE_PARENT_BYTES = 4
 DOT_COOKIE, DOTDOT_COOKIE = 1, 2
+DOTS = (b".", b"..")
+UNUSABLE_INDEX = (Check.HTREE_ROOT, Check.HTREE_NODE, Check.HTREE_DEPTH)  # the entries are there without the index too
 
 
 class Name(NamedTuple):
@@ -37,49 +39,84 @@ class Name(NamedTuple):
     name: bytes
 
 
+class Sought(NamedTuple):
+    """What a lookup looks for: the bytes of a name on disk, or failing that its folded form.
+
+    Where ``presented`` is set, the name is one of an encrypted directory, and stands for the ciphertext ``name`` or for
+    one that only begins with it.
+    """
+
+    name: bytes
+    folded: bytes | None = None
+    presented: fscrypt.PresentedName | None = None
+
+
 def find(fs: "Ext4", directory: Inode, name: bytes) -> int:
     """The inode number that a name has in a directory.  Raises ``Refused(ENOENT)``, ``Corrupt``, ``BlockMiss``."""
+    sought = _sought(directory, name)
+    if sought is None:
+        raise Refused(errno.ENOENT)
     if directory.is_inline:
-        found = _find_inline(fs, directory, name)
+        found = _find_inline(fs, directory, sought)
     elif _is_indexed(fs, directory):
-        found = _find_indexed(fs, directory, name)
+        found = _find_indexed(fs, directory, sought)
     else:
-        found = _find_linear(fs, directory, name)
+        found = _find_linear(fs, directory, sought)
     if found is None:
         raise Refused(errno.ENOENT)
     return found.inode
 
 
+def _sought(directory: Inode, name: bytes) -> Sought | None:
+    """How to look for a name; None if no entry can have it."""
+    if name in DOTS:
+        return Sought(name)
+    if directory.is_encrypted:
+        presented = fscrypt.parse_name(name)
+        return None if presented is None else Sought(presented.ciphertext, None, presented)
+    return Sought(name, casefold.fold(name) if directory.is_casefold else None)
+
+
 def read(fs: "Ext4", directory: Inode, cookie: int) -> Iterator[Name]:
     """The names from a cookie on, "." and ".." among them.  Raises ``Corrupt`` or ``BlockMiss`` when advanced."""
-    names = _read_inline(fs, directory, cookie) if directory.is_inline else _read_blocks(fs, directory, cookie)
-    if not directory.is_encrypted:
-        return names
-    return (name._replace(name=_presented(fs, directory, name.name)) for name in names)
+    if directory.is_inline:
+        return _read_inline(fs, directory, cookie)
+    return _read_blocks(fs, directory, cookie)
 
 
 def _read_blocks(fs: "Ext4", directory: Inode, cookie: int) -> Iterator[Name]:
+    """The names in blocks.  Blocks without names are stepped over once, however often reading has to wait."""
     byte_of, within = fs.geometry.byte_of, fs.geometry.within_block(cookie)
-    for file_block in range(fs.geometry.block_of(cookie), fs.geometry.blocks_for(directory.size)):
-        start = byte_of(file_block)
-        before = 0
-        for end, inode, d_type, name in _block(fs, directory, file_block).entries:
+    file_block = fs.geometry.block_of(cookie)
+    while file_block < fs.geometry.blocks_for(directory.size):
+        gap = ("no names", directory.raw, directory.number, cookie)
+        beyond = fs.scans.get(gap, file_block)
+        if beyond > file_block:
+            file_block, within = beyond, 0
+        try:
+            block = _block(fs, directory, file_block)
+        except BlockMiss:
+            fs.remember(gap, file_block)
+            raise
+        start, before = byte_of(file_block), 0
+        for end, inode, d_type, name in _shown(fs, directory, block):
             if before >= within:
-                yield Name(start + end, inode, d_type, name)
+                cookie = start + end
+                yield Name(cookie, inode, d_type, name)
             before = end
-        within = 0
+        file_block, within = file_block + 1, 0
 
 
-def _find_linear(fs: "Ext4", directory: Inode, name: bytes) -> Entry | None:
+def _find_linear(fs: "Ext4", directory: Inode, sought: Sought) -> Entry | None:
     """Search block by block, going on where an earlier attempt had to wait for blocks.
 
     A changed directory has a changed inode, and is searched from its start.
     """
-    search = ("lookup", directory.raw, directory.number, name)
+    search = ("lookup", directory.raw, directory.number, sought)
     file_block = first = fs.scans.pop(search, 0)
     try:
         for file_block in range(first, fs.geometry.blocks_for(directory.size)):
-            found = _find_in_block(fs, directory, _block(fs, directory, file_block), name)
+            found = _find_in_block(_block(fs, directory, file_block), sought)
             if found is not None:
                 return found
     except BlockMiss:
@@ -88,55 +125,81 @@ def _find_linear(fs: "Ext4", directory: Inode, name: bytes) -> Entry | None:
     return None
 
 
-def _find_indexed(fs: "Ext4", directory: Inode, name: bytes) -> Entry | None:
+def _find_indexed(fs: "Ext4", directory: Inode, sought: Sought) -> Entry | None:
     """Search the leaves that the name's hash leads to; a broken or unusable index only costs speed."""
-    if name in (b".", b".."):
-        return _find_in_block(fs, directory, _block(fs, directory, 0), name)
+    if sought.name in DOTS:
+        return _find_in_block(_block(fs, directory, 0), sought)
     try:
         top = _root(fs, directory)
-        if top.version not in dirhash.COMPUTABLE or directory.is_encrypted:
-            return _find_linear(fs, directory, name)
-        hash_value, _ = dirhash.dirhash(_hashed_form(directory, name), top.version, fs.superblock.hash_seed)
+        hash_value = _hash_of(fs, top, sought)
+        if hash_value is None:
+            return _find_linear(fs, directory, sought)
         for leaf in htree.leaves(top, lambda block: _inner(fs, directory, block), hash_value):
-            found = _find_in_block(fs, directory, _block(fs, directory, leaf), name)
+            found = _find_in_block(_block(fs, directory, leaf), sought)
             if found is not None:
                 return found
     except Corrupt as error:
-        if error.check not in (Check.HTREE_ROOT, Check.HTREE_NODE, Check.HTREE_DEPTH):
+        if error.check not in UNUSABLE_INDEX:
             raise
-        return _find_linear(fs, directory, name)
+        return _find_linear(fs, directory, sought)
     return None
 
 
-def _hashed_form(directory: Inode, name: bytes) -> bytes:
-    if not directory.is_casefold:
-        return name
-    folded = casefold.fold(name)
-    return name if folded is None else folded
-
-
-def _find_in_block(fs: "Ext4", directory: Inode, block: DirBlock, name: bytes) -> Entry | None:
-    """The entry of a name: by its bytes, or by its folded or presented form where the directory compares by that."""
-    if directory.is_encrypted:
-        if block.alias is None:
-            block.alias = {_presented(fs, directory, entry.name): entry for entry in block.entries}
-        return block.alias.get(name)
-    found = block.names.get(name)
-    if found is not None or not directory.is_casefold:
-        return found
-    folded = casefold.fold(name)
-    if folded is None:
+def _hash_of(fs: "Ext4", top: htree.Root, sought: Sought) -> int | None:
+    """The hash that leads to a name in a tree, None if only the key of an encrypted directory could tell it."""
+    if top.version not in dirhash.COMPUTABLE:
         return None
+    if sought.presented is not None and not sought.presented.whole:
+        return sought.presented.hashes[0] & ~htree.CONTINUED
+    return dirhash.dirhash(sought.folded or sought.name, top.version, fs.superblock.hash_seed)[0]
+
+
+def _find_in_block(block: DirBlock, sought: Sought) -> Entry | None:
+    """The entry of a name: by its bytes, or by its folded or presented form where the directory compares by that."""
+    if sought.presented is not None and not sought.presented.whole:
+        return next((entry for entry in block.entries if sought.presented.matches(entry.name)), None)
+    found = block.names.get(sought.name)
+    if found is not None or sought.folded is None:
+        return found
     if block.alias is None:
         block.alias = {casefold.fold(entry.name) or entry.name: entry for entry in block.entries}
-    return block.alias.get(folded)
+    return block.alias.get(sought.folded)
 
 
-def _presented(fs: "Ext4", directory: Inode, name: bytes) -> bytes:
-    """An encrypted name as it is shown without the key."""
-    if name in (b".", b".."):
-        return name
-    raise NotImplementedError
+def _shown(fs: "Ext4", directory: Inode, block: DirBlock) -> list[Entry]:
+    """The entries of a block as readdir shows them: encrypted names presented as the kernel does without the key."""
+    if not directory.is_encrypted:
+        return block.entries
+    if block.shown is None:
+        block.shown = [entry if entry.name in DOTS else entry._replace(name=fscrypt.present_name(entry.name, hashes))
+                       for entry, hashes in _with_hashes(fs, directory, block)]
+    return block.shown
+
+
+def _with_hashes(fs: "Ext4", directory: Inode, block: DirBlock) -> list[tuple[Entry, tuple[int, int]]]:
+    """Each entry with the pair that its presented name holds; see ``fscrypt`` for when that is (0, 0)."""
+    version = _order(fs, directory)
+    if version is None:
+        return [(entry, (0, 0)) for entry in block.entries]
+    if directory.is_casefold:
+        return [(entry, block.hashes.get(entry.name, (0, 0))) for entry in block.entries]
+    seed = fs.superblock.hash_seed
+    return [(entry, dirhash.dirhash(entry.name, version, seed)) for entry in block.entries]
+
+
+def _order(fs: "Ext4", directory: Inode) -> int | None:
+    """The hash version in whose order the kernel lists a directory, None if it goes by the order of the blocks."""
+    single = directory.is_inline or fs.geometry.block_of(directory.size) == 1
+    version: int | None = None
+    if _is_indexed(fs, directory):
+        try:
+            version = _root(fs, directory).version
+        except Corrupt as error:
+            if error.check not in UNUSABLE_INDEX:
+                raise
+    elif fs.has_dir_index and single:
+        version = fs.superblock.hash_version(fs.superblock.fields["def_hash_version"])
+    return version if directory.is_casefold or version in dirhash.COMPUTABLE else None
 
 
 def _is_indexed(fs: "Ext4", directory: Inode) -> bool:
@@ -163,9 +226,20 @@ def _block(fs: "Ext4", directory: Inode, file_block: int) -> DirBlock:
     if not fs.cache.holds(block):
         _read_ahead(fs, directory, file_block)
     key = ("directory", directory.number, directory.generation)
-    return fs.cache.view(block, key, lambda data: dirblock.decode(
-        fs, data, encrypted=directory.is_encrypted, inode=directory.number, file_block=file_block),
-        lambda data: _verify(fs, directory, data, file_block))
+    found = fs.cache.view(block, key, lambda data: _decode(fs, directory, data, file_block=file_block),
+                          lambda data: _verify(fs, directory, data, file_block))
+    if found.file_block is None:
+        found.file_block = file_block
+    if found.file_block != file_block:
+        raise Corrupt(Check.DIRECTORY_REPEATS, inode=directory.number, block=block, file_block=file_block,
+                      also=found.file_block)
+    return found
+
+
+def _decode(fs: "Ext4", directory: Inode, data: bytes, base: int = 0, **where: object) -> DirBlock:
+    encrypted = directory.is_encrypted
+    return dirblock.decode(fs, data, encrypted=encrypted, hashed=encrypted and directory.is_casefold, base=base,
+                           inode=directory.number, **where)
 
 
 def _device_block(fs: "Ext4", directory: Inode, file_block: int) -> int:
@@ -177,8 +251,8 @@ def _device_block(fs: "Ext4", directory: Inode, file_block: int) -> int:
 
 def _read_ahead(fs: "Ext4", directory: Inode, file_block: int) -> None:
     """Miss all blocks of the window around ``file_block``; the further a reader has come, the longer it is."""
-    window = READAHEAD_BLOCKS
-    while window < min(file_block, MOST_READAHEAD_BLOCKS):
+    window, most = READAHEAD_BLOCKS, min(MOST_READAHEAD_BLOCKS, fs.most_readahead)
+    while window < min(file_block, most):
         window *= 2
     at = file_block - file_block % window
     end = min(at + window, fs.geometry.blocks_for(directory.size))
@@ -213,19 +287,18 @@ def _inline_areas(fs: "Ext4", directory: Inode) -> list[DirBlock]:
     first, rest = directory.block[INLINE_PARENT_BYTES:], xattrstore.inline_rest(fs, directory)
     total = inlinedata.check_size(fs, directory)
     areas = ((first, INLINE_PARENT_BYTES), (rest[:max(total - len(directory.block), 0)], len(directory.block)))
-    return [dirblock.decode(fs, area, encrypted=directory.is_encrypted, base=base, inode=directory.number)
-            for area, base in areas if area]
+    return [_decode(fs, directory, area, base) for area, base in areas if area]
 
 
 def _inline_parent(directory: Inode) -> int:
     return int.from_bytes(directory.block[:INLINE_PARENT_BYTES], "little")
 
 
-def _find_inline(fs: "Ext4", directory: Inode, name: bytes) -> Entry | None:
-    if name == b"..":
-        return Entry(DOTDOT_COOKIE, _inline_parent(directory), D_TYPE_DIRECTORY, name)
+def _find_inline(fs: "Ext4", directory: Inode, sought: Sought) -> Entry | None:
+    if sought.name == b"..":
+        return Entry(DOTDOT_COOKIE, _inline_parent(directory), D_TYPE_DIRECTORY, sought.name)
     for area in _inline_areas(fs, directory):
-        found = _find_in_block(fs, directory, area, name)
+        found = _find_in_block(area, sought)
         if found is not None:
             return found
     return None
@@ -235,7 +308,7 @@ def _read_inline(fs: "Ext4", directory: Inode, cookie: int) -> Iterator[Name]:
     yield_from = [Entry(DOT_COOKIE, directory.number, D_TYPE_DIRECTORY, b"."),
                   Entry(DOTDOT_COOKIE, _inline_parent(directory), D_TYPE_DIRECTORY, b"..")]
     for area in _inline_areas(fs, directory):
-        yield_from.extend(area.entries)
+        yield_from.extend(_shown(fs, directory, area))
     for end, inode, d_type, name in yield_from:
         if end > cookie:
             yield Name(end, inode, d_type, name)

@@ -66,6 +66,7 @@ class Check(Enum):
     DIRENT_INODE = "directory entry has an inode number out of range"
     DIRECTORY_CHECKSUM = "directory block checksum does not match"
     DIRECTORY_HOLE = "directory has a hole"
+    DIRECTORY_SIZE = "directory size is not a whole number of blocks"
     DIRECTORY_REPEATS = "directory uses one block twice"
     HTREE_ROOT = "hash tree root is malformed"
     HTREE_NODE = "hash tree node is malformed"

@@ -39,6 +39,7 @@ class Ext4:
         self.geometry = geometry
         self.options = options or Options()
         self.cache = cache or BlockCache(geometry.block_bytes, geometry.blocks, DEFAULT_CACHE_BYTES)
+        self.most_readahead = self.cache.generation_blocks // 4  # blocks; an operation needs others beside them
         self.tables: dict[int, FsBlock] = {}  # group → first block of its inode table; fixed when the disk was made
         features = superblock.features
         self.is_64bit = Feature.BIT64 in features

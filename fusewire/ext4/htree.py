@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import checksum, layout
+from . import checksum, dirhash, layout
 from .errors import Check, Corrupt
 from .inode import Inode
 
@@ -24,7 +24,8 @@ ENTRY_BYTES = 8
 TAIL_BYTES = 8
 MAX_LEVELS = 2
 MAX_LEVELS_LARGE_DIR = 3
-MAX_CONTINUED = 1000         # leaves with one hash: more than colliding names can fill, fewer than a hang
+MAX_CONTINUED = 64           # leaves with one hash; where names collide more often, a search from end to end is right
+VERSIONS = (dirhash.LEGACY, dirhash.HALF_MD4, dirhash.TEA, dirhash.SIPHASH)  # on disk; the superblock has the sign
 CONTINUED = 1                # lowest bit of an entry's hash: the hash of the leaf before goes on in this one
 _ENTRY = struct.Struct("<II")
 _LIMIT_COUNT = struct.Struct("<HH")
@@ -51,8 +52,8 @@ InnerNode = Callable[[int], Node]  # the inner node at a file block
 def root(fs: "Ext4", directory: Inode, data: bytes) -> Root:
     """The root in a directory's block 0.  Raises ``Corrupt`` (HTREE_ROOT, HTREE_DEPTH, HTREE_NODE, HTREE_CHECKSUM)."""
     zero, version, info_length, levels, flags = layout.DX_ROOT_INFO.unpack(data, ROOT_INFO_AT)
-    if zero or info_length != layout.DX_ROOT_INFO.size or flags & 1:
-        raise Corrupt(Check.HTREE_ROOT, inode=directory.number, info_length=info_length, flags=flags)
+    if zero or info_length != layout.DX_ROOT_INFO.size or flags & 1 or version not in VERSIONS:
+        raise Corrupt(Check.HTREE_ROOT, inode=directory.number, version=version, info_length=info_length, flags=flags)
     most = MAX_LEVELS_LARGE_DIR if fs.has_large_dir else MAX_LEVELS
     if levels >= most:
         raise Corrupt(Check.HTREE_DEPTH, inode=directory.number, levels=levels)
