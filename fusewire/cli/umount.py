@@ -1,16 +1,16 @@
 """``fusewire umount TARGET…``: unmount, and return when the daemon has written everything and is gone."""
 
 import argparse
-import sys
+from typing import Any
 
+from fusewire.arguments import EXIT_FAILED, EXIT_OK, EXIT_SYSTEM, say
 from fusewire.mountrequest import MountError
 from fusewire.unmount import unmount
 
-# Exit codes of mount(8)
-_OK, _USAGE, _SYSTEM, _INTERRUPTED, _FAILED, _SOME_FAILED = 0, 1, 2, 8, 32, 64
+EXIT_INTERRUPTED, EXIT_SOME_FAILED = 8, 64      # of mount(8), as the others are
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: Any) -> None:
     """Add the command to the program's command line."""
     parser = subparsers.add_parser(
         "umount",
@@ -32,30 +32,25 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(args: argparse.Namespace) -> int:
     """Unmount each target; the exit code."""
     results = [_unmount_one(target, args) for target in args.target]
-    if _INTERRUPTED in results:
-        return _INTERRUPTED
-    failed = [code for code in results if code != _OK]
-    return _SOME_FAILED if failed and len(failed) < len(results) else max(results)
+    if EXIT_INTERRUPTED in results:
+        return EXIT_INTERRUPTED
+    failed = [code for code in results if code != EXIT_OK]
+    return EXIT_SOME_FAILED if failed and len(failed) < len(results) else max(results)
 
 
 def _unmount_one(target: str, args: argparse.Namespace) -> int:
-    say = _nothing if args.quiet else _say
     try:
-        unmount(target, lazy=args.lazy, force=args.force, say=say)
+        unmount(target, lazy=args.lazy, force=args.force, say=_nothing if args.quiet else say)
     except MountError as error:
-        _say(str(error))
-        return _FAILED
+        say(str(error))
+        return EXIT_FAILED
     except OSError as error:
-        _say(f"{target}: {error.strerror or error}")
-        return _SYSTEM
+        say(f"{target}: {error.strerror or error}")
+        return EXIT_SYSTEM
     except KeyboardInterrupt:
-        _say(f"{target}: interrupted; the daemon finishes by itself")
-        return _INTERRUPTED
-    return _OK
-
-
-def _say(text: str) -> None:
-    print(f"fusewire: {text}", file=sys.stderr)
+        say(f"{target}: interrupted; the daemon finishes by itself")
+        return EXIT_INTERRUPTED
+    return EXIT_OK
 
 
 def _nothing(_text: str) -> None:
