@@ -89,7 +89,7 @@ class Writing:
         self.batch_limit_blocks = batch_limit_blocks
         self.held = Held(clusters_per_group)
         self.free_clusters, self.free_inodes = free
-        self.orphans: set[int] = set()              # inodes on the orphan list or in the orphan file
+        self.orphans: dict[int, int] = {}           # orphaned inode → a hint to where it is noted; see ``orphan``
         self.hints: dict[int, int] = {}             # group → cluster bit where the last search there ended
         self.shared_attributes: dict[bytes, int] = {}   # content of an attribute block → where one with it stands
         self.directory_group = 0                    # where the last directory at the top was spread to

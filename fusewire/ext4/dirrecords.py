@@ -1,0 +1,196 @@
+"""The records of one directory block as room: where a name fits, entering it, taking it out.
+
+Kernel documentation, ext4, "Linear (Classic) Directories".  Records fill the block without gaps; what a record is
+longer than its name needs is room for another.  Pure functions of a block's bytes and of what was decoded from it.
+
+I1  What is returned beside changed bytes equals what decoding these bytes would give.
+I2  Records end where ``end`` says: under metadata_csum 12 bytes before the block does, for the checksum.
+"""
+
+import stat
+import struct
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from .dirblock import ALIGN, D_TYPES, HEAD_BYTES, HUGE_BLOCK, DirBlock, Entry
+from .errors import Check, Corrupt
+
+CHECKSUM_BYTES = 12     # the fake record at the end of a block that holds its checksum
+LONGEST_RECORD = 264    # of a name of 255 bytes
+_HEAD = struct.Struct("<IHBB")
+_LENGTH = struct.Struct("<H")
+_LENGTH_AT = 4
+_MAX_STORED = 0xFFFF
+_CHECKSUM_TYPE = 0xDE   # a file type that no entry has
+# the file type in an entry, by the S_IFMT bits of the mode
+FILE_TYPES = {stat.S_IFREG: 1, stat.S_IFDIR: 2, stat.S_IFCHR: 3, stat.S_IFBLK: 4, stat.S_IFIFO: 5, stat.S_IFSOCK: 6,
+              stat.S_IFLNK: 7}
+
+
+class Link(NamedTuple):
+    """A name to be entered: the inode that it leads to, and the file type stored with it (0 without that feature)."""
+
+    name: bytes
+    inode: int
+    file_type: int
+
+
+class Room:
+    """Where the records of a block begin, and how many bytes of each no name uses (all, if it is unused)."""
+
+    __slots__ = ("slack", "starts")
+
+    def __init__(self, starts: list[int], slack: list[int]) -> None:
+        self.starts, self.slack = starts, slack
+
+    def slot(self, need: int) -> int | None:
+        """The first record with ``need`` bytes to spare."""
+        for index, slack in enumerate(self.slack):
+            if slack >= need:
+                return index
+        return None
+
+
+def record_bytes(name_bytes: int) -> int:
+    """What a name of this length needs."""
+    return (HEAD_BYTES + name_bytes + ALIGN - 1) & -ALIGN
+
+
+def room(data: bytes, end: int, **where: object) -> Room:
+    """The room of a block whose records were checked already; ``Corrupt(DIRENT_LENGTH)`` if none ends at ``end``."""
+    starts, slack, at, unpack = [], [], 0, _HEAD.unpack_from
+    while at < end:
+        inode, length, name_bytes, _ = unpack(data, at)
+        length = _length(length, len(data))
+        starts.append(at)
+        slack.append(length - record_bytes(name_bytes) if inode else length)
+        at += length
+    if at != end:
+        raise Corrupt(Check.DIRENT_LENGTH, offset=starts[-1], end=end, **where)
+    return Room(starts, slack)
+
+
+def enter(data: bytearray, names: DirBlock, free: Room, slot: int, link: Link) -> tuple[DirBlock, Room]:
+    """Enter a name in the record ``slot``, which has room for it; the views as they are then."""
+    start, slack = free.starts[slot], free.slack[slot]
+    length = _length_at(data, start)
+    used, end = length - slack, start + length
+    need = record_bytes(len(link.name))
+    entries, by_name = names.entries.copy(), names.names.copy()
+    starts, slacks = free.starts.copy(), free.slack.copy()
+    at = bisect_left(entries, (end,))
+    if used:
+        _put_length(data, start, used)
+        _move_end(entries, by_name, at, start + used)
+        at += 1
+        slacks[slot] = 0
+        slot += 1
+        starts.insert(slot, start + used)
+        slacks.insert(slot, slack - need)
+    else:
+        slacks[slot] = slack - need
+    _put(data, start + used, slack, link)
+    entry = Entry(end, link.inode, D_TYPES[link.file_type], link.name)
+    entries.insert(at, entry)
+    by_name[link.name] = entry
+    return _views(names, entries, by_name), Room(starts, slacks)
+
+
+def leave(data: bytearray, names: DirBlock, free: Room, name: bytes) -> tuple[DirBlock, Room]:
+    """Take a name out: its record joins the one before it, or becomes unused where it is the first."""
+    entry = names.names[name]
+    end = entry.end
+    entries, by_name = names.entries.copy(), names.names.copy()
+    starts, slacks = free.starts.copy(), free.slack.copy()
+    slot, at = bisect_left(starts, end) - 1, bisect_left(entries, (end,))
+    start = starts[slot]
+    del entries[at], by_name[name]
+    data[start:end] = bytes(end - start)
+    if slot:
+        before = starts[slot - 1]
+        _put_length(data, before, end - before)
+        slacks[slot - 1] += end - start
+        del starts[slot], slacks[slot]
+        if at and entries[at - 1].end == start:
+            _move_end(entries, by_name, at - 1, end)
+    else:
+        _put_length(data, start, end - start)
+        slacks[slot] = end - start
+    return _views(names, entries, by_name), Room(starts, slacks)
+
+
+def point(data: bytearray, names: DirBlock, free: Room, link: Link) -> DirBlock:
+    """Let a name that is here lead to another inode."""
+    old = names.names[link.name]
+    start = free.starts[bisect_left(free.starts, old.end) - 1]
+    _HEAD.pack_into(data, start, link.inode, _LENGTH.unpack_from(data, start + _LENGTH_AT)[0], len(link.name),
+                    link.file_type)
+    entries, by_name = names.entries.copy(), names.names.copy()
+    entry = Entry(old.end, link.inode, D_TYPES[link.file_type], link.name)
+    entries[bisect_left(entries, (old.end,))] = by_name[link.name] = entry
+    return _views(names, entries, by_name)
+
+
+def links(data: bytes, end: int) -> Iterator[Link]:
+    """The names of a block whose records were checked already."""
+    at = 0
+    while at < end:
+        inode, length, name_bytes, file_type = _HEAD.unpack_from(data, at)
+        if inode:
+            yield Link(bytes(data[at + HEAD_BYTES:at + HEAD_BYTES + name_bytes]), inode, file_type)
+        at += _length(length, len(data))
+
+
+def fill(data: bytearray, end: int, content: Iterable[Link]) -> None:
+    """Replace all records of a block: the names close together, the last with all the room behind it.
+
+    What lies behind ``end`` becomes the unused record that holds the checksum, once that is computed.
+    """
+    data[:] = bytes(len(data))
+    if end < len(data):
+        _HEAD.pack_into(data, end, 0, CHECKSUM_BYTES, 0, _CHECKSUM_TYPE)
+    at, last = 0, 0
+    for link in content:
+        _put(data, at, record_bytes(len(link.name)), link)
+        last, at = at, at + record_bytes(len(link.name))
+    _put_length(data, last, end - last)
+
+
+def _put(data: bytearray, at: int, length: int, link: Link) -> None:
+    stored = length if length < HUGE_BLOCK else _MAX_STORED
+    _HEAD.pack_into(data, at, link.inode, stored, len(link.name), link.file_type)
+    data[at + HEAD_BYTES:at + HEAD_BYTES + len(link.name)] = link.name
+
+
+def _move_end(entries: list[Entry], by_name: dict[bytes, Entry], at: int, end: int) -> None:
+    """Entry ``at`` now ends at ``end``."""
+    old = entries[at]
+    entry = entries[at] = Entry(end, old.inode, old.d_type, old.name)
+    by_name[old.name] = entry
+
+
+def _views(old: DirBlock, entries: list[Entry], by_name: dict[bytes, Entry]) -> DirBlock:
+    """The same block with these entries, whose index by name is at hand (unless a broken disk has a name twice)."""
+    if len(by_name) != len(entries):
+        block = DirBlock(entries)
+    else:
+        block = DirBlock([])
+        block.entries, block.names = entries, by_name
+    block.file_block = old.file_block
+    return block
+
+
+def _length(stored: int, block_bytes: int) -> int:
+    """A record's length; in blocks of 64 KiB its two lowest bits are bits 16 and 17, 0 and 65535 the whole block."""
+    if block_bytes < HUGE_BLOCK:
+        return stored
+    return HUGE_BLOCK if stored in (0, _MAX_STORED) else stored & 0xFFFC | (stored & 3) << 16
+
+
+def _length_at(data: bytearray, start: int) -> int:
+    return _length(_LENGTH.unpack_from(data, start + _LENGTH_AT)[0], len(data))
+
+
+def _put_length(data: bytearray, start: int, length: int) -> None:
+    _LENGTH.pack_into(data, start + _LENGTH_AT, length if length < HUGE_BLOCK else _MAX_STORED)

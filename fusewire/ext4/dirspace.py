@@ -1,0 +1,125 @@
+"""The blocks of a directory as places for names: entering, taking out, packing afresh, adding blocks.
+
+What ``directory`` decoded from a block is replaced together with the bytes, so that a change costs no new decoding.
+"""
+
+import errno
+from typing import TYPE_CHECKING
+
+from . import checksum, directory, dirrecords, inodestore, iomap, mapping
+from .dirblock import DirBlock
+from .dirrecords import CHECKSUM_BYTES, Link, Room, record_bytes
+from .errors import Check, Corrupt, Refused
+from .inode import Inode
+
+if TYPE_CHECKING:
+    from .filesystem import Ext4
+    from .transaction import Transaction
+
+MAX_BYTES = 0xFFFFFFFF          # without large_dir a directory's size has 32 bits
+MAX_BLOCKS = 1 << 28            # a hash tree's block numbers have 28 bits
+
+
+def names(fs: "Ext4", of: Inode, file_block: int) -> DirBlock:
+    """The checked and decoded names of a block."""
+    return directory._block(fs, of, file_block)
+
+
+def device_block(fs: "Ext4", of: Inode, file_block: int) -> int:
+    """Where a block of a directory lies on the device; ``Corrupt(DIRECTORY_HOLE)`` if nowhere."""
+    return directory._device_block(fs, of, file_block)
+
+
+def records_end(fs: "Ext4") -> int:
+    """Where the records of every block end: bytes behind that are the checksum's."""
+    return fs.geometry.block_bytes - (CHECKSUM_BYTES if fs.has_checksums else 0)
+
+
+def enter(tx: "Transaction", of: Inode, file_block: int, link: Link) -> bool:
+    """Enter a name in a block; False if there is no room for it."""
+    known, free = names(tx, of, file_block), room(tx, of, file_block)
+    slot = free.slot(record_bytes(len(link.name)))
+    if slot is None:
+        return False
+    block = device_block(tx, of, file_block)
+    owned = tx.edit_keeping(block)
+    views = dirrecords.enter(owned.data, known, free, slot, link)
+    owned.views[_names_key(of)], owned.views[_room_key(of)] = views
+    seal(tx, of, block)
+    return True
+
+
+def leave(tx: "Transaction", of: Inode, file_block: int, name: bytes) -> None:
+    """Take out a name that the block has."""
+    known, free = names(tx, of, file_block), room(tx, of, file_block)
+    block = device_block(tx, of, file_block)
+    owned = tx.edit_keeping(block)
+    views = dirrecords.leave(owned.data, known, free, name)
+    owned.views[_names_key(of)], owned.views[_room_key(of)] = views
+    seal(tx, of, block)
+
+
+def point(tx: "Transaction", of: Inode, file_block: int, link: Link) -> None:
+    """Let a name that the block has lead to another inode; the first block of an indexed directory stays its root."""
+    known, free = names(tx, of, file_block), room(tx, of, file_block)
+    block = device_block(tx, of, file_block)
+    owned = tx.edit_keeping(block)
+    owned.views[_names_key(of)] = dirrecords.point(owned.data, known, free, link)
+    if file_block or not directory._is_indexed(tx, of):
+        seal(tx, of, block)
+
+
+def room(fs: "Ext4", of: Inode, file_block: int) -> Room:
+    """Where there is room in a block; the root and the nodes of a hash tree have a room, too, and no use for it."""
+    names(fs, of, file_block)
+    end = fs.geometry.block_bytes if directory._is_indexed(fs, of) and not file_block else records_end(fs)
+    found: Room = fs.cache.view(device_block(fs, of, file_block), _room_key(of),
+                                lambda data: dirrecords.room(data, end, inode=of.number, file_block=file_block))
+    return found
+
+
+def links(fs: "Ext4", of: Inode, file_block: int) -> list[Link]:
+    """The names of a block as they were entered."""
+    names(fs, of, file_block)
+    return list(dirrecords.links(fs.cache.read(device_block(fs, of, file_block)), records_end(fs)))
+
+
+def fill(tx: "Transaction", of: Inode, file_block: int, content: list[Link]) -> None:
+    """Let a block hold these names and no others."""
+    block = device_block(tx, of, file_block)
+    dirrecords.fill(tx.edit(block), records_end(tx), content)
+    seal(tx, of, block)
+
+
+def append(tx: "Transaction", of: Inode) -> tuple[Inode, int]:
+    """The directory with one block more, all zero, to be filled at once; and which of its blocks that is.
+
+    Raises ``Refused(ENOSPC)``; ``Corrupt(DIRECTORY_SIZE)`` for a directory that ends within a block or before one that
+    it has.
+    """
+    geometry = tx.geometry
+    file_block = geometry.block_of(of.size)
+    size = geometry.byte_of(file_block + 1)
+    if geometry.within_block(of.size) or iomap.find(tx, of, file_block).start is not None:
+        raise Corrupt(Check.DIRECTORY_SIZE, inode=of.number, size=of.size)
+    if file_block >= MAX_BLOCKS or (size > MAX_BYTES and not tx.has_large_dir):
+        raise Refused(errno.ENOSPC)
+    of, run = mapping.allocate(tx, of, file_block, 1, unwritten=False)
+    assert run.start is not None
+    tx.create(run.start)
+    return inodestore.change(tx, of, size=size), file_block
+
+
+def seal(tx: "Transaction", of: Inode, block: int) -> None:
+    """Let the checksum of a block of names be computed when the batch closes."""
+    if tx.has_checksums:
+        seed = tx.seed_of(of)
+        tx.seal(block, "directory", lambda raw, _read: checksum.seal_dir_block(raw, seed))
+
+
+def _names_key(of: Inode) -> tuple[str, int, int]:
+    return "directory", of.number, of.generation
+
+
+def _room_key(of: Inode) -> tuple[str, int, int]:
+    return "room", of.number, of.generation

@@ -1,0 +1,211 @@
+"""Changing hash trees: entering names, splitting leaves and nodes, adding levels, and making a directory indexed.
+
+Kernel documentation, ext4, "Hash Tree Directories".
+
+I1  A leaf's names have hashes from its entry's hash on, and below the next entry's; equal hashes that a split tore
+    apart are the only exception, and the later leaf's entry says so (``CONTINUED``).
+I2  Within a node entries ascend, and the first entry's hash is not stored: it is what the parent says.
+"""
+
+import errno
+import struct
+from bisect import bisect_right
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from . import checksum, directory, dirhash, dirspace, htree, inodestore, layout
+from .dirrecords import Link, record_bytes
+from .errors import Check, Corrupt, Refused
+from .htree import CONTINUED, ENTRY_BYTES, NODE_ENTRIES_AT, ROOT_ENTRIES_AT, ROOT_INFO_AT, TAIL_BYTES, Node, Root
+from .inode import FLAG_INDEX, Inode
+
+if TYPE_CHECKING:
+    from .filesystem import Ext4
+    from .transaction import EditedBlock, Transaction
+
+DOT_BYTES = 12
+_HEAD = struct.Struct("<IHBB")
+_COUNTS = struct.Struct("<HHI")
+_REMEMBERED = 4096
+# One operation hashes a name up to three times, a split each name of its leaf again: 12 µs each in pure Python.
+_hash = lru_cache(_REMEMBERED)(dirhash.dirhash)
+
+
+class Step(NamedTuple):
+    """One node on the way to a leaf: its block of the directory, its content, and which entry was taken."""
+
+    file_block: int
+    node: Node
+    taken: int
+
+
+def leaves(fs: "Ext4", of: Inode, name: bytes) -> Iterator[int]:
+    """The blocks of an indexed directory that can hold a name.  Raises ``Corrupt`` for an index that is broken."""
+    top = _root(fs, of)
+    return htree.leaves(top, lambda block: directory._inner(fs, of, block), _hash_of(fs, top.version, name))
+
+
+def add(tx: "Transaction", of: Inode, link: Link) -> Inode:
+    """Enter a name in an indexed directory, which grows if the leaf is full; the directory as it is then.
+
+    Raises ``Refused(ENOSPC)``: no blocks are left, or the tree is full.
+    """
+    top = _root(tx, of)
+    value = _hash_of(tx, top.version, link.name)
+    path = _path(tx, of, top, value)
+    leaf = path[-1].node.blocks[path[-1].taken]
+    if dirspace.enter(tx, of, leaf, link):
+        return of
+    return _split_leaf(tx, of, path, top.version, leaf, link)
+
+
+def can_index(fs: "Ext4") -> bool:
+    """Whether full directories are to be indexed here: the feature is on, and the hash one that can be computed."""
+    return fs.has_dir_index and fs.superblock.fields["def_hash_version"] <= dirhash.TEA
+
+
+def index(tx: "Transaction", of: Inode) -> Inode:
+    """Turn a directory of one block into an indexed one: a root in block 0, and the names in a leaf, block 1."""
+    content = dirspace.links(tx, of, 0)
+    parent = next((link for link in content if link.name == b".."), None)
+    if parent is None:
+        raise Corrupt(Check.DIRENT_NAME, inode=of.number, name=b"..", found=False)
+    of, leaf = dirspace.append(tx, of)
+    dirspace.fill(tx, of, leaf, [link for link in content if link.name not in (b".", b"..")])
+    of = inodestore.change(tx, of, flags=of.flags | FLAG_INDEX)
+    block = dirspace.device_block(tx, of, 0)
+    data, size = tx.edit(block), tx.geometry.block_bytes
+    data[:] = bytes(size)
+    _HEAD.pack_into(data, 0, of.number, DOT_BYTES, 1, parent.file_type)
+    data[8:9] = b"."
+    _HEAD.pack_into(data, DOT_BYTES, parent.inode, size - DOT_BYTES, 2, parent.file_type)
+    data[DOT_BYTES + 8:DOT_BYTES + 10] = b".."
+    version = tx.superblock.fields["def_hash_version"]
+    layout.DX_ROOT_INFO.struct.pack_into(data, ROOT_INFO_AT, 0, version, layout.DX_ROOT_INFO.size, 0, 0)
+    _store_root(tx, of, Root(Node([0], [leaf]), tx.superblock.hash_version(version), 0))
+    return of
+
+
+def _root(fs: "Ext4", of: Inode) -> Root:
+    top = directory._root(fs, of)
+    if top.version not in dirhash.COMPUTABLE:
+        raise Corrupt(Check.HTREE_ROOT, inode=of.number, hash_version=top.version)
+    return top
+
+
+def _hash_of(fs: "Ext4", version: int, name: bytes) -> int:
+    return _hash(name, version, fs.superblock.hash_seed)[0]
+
+
+def _path(fs: "Ext4", of: Inode, top: Root, value: int) -> list[Step]:
+    """The nodes from the root to the entry of the leaf for a hash."""
+    node = top.node
+    path = [Step(0, node, bisect_right(node.hashes, value) - 1)]
+    for _ in range(top.levels):
+        file_block = node.blocks[path[-1].taken]
+        node = directory._inner(fs, of, file_block)
+        path.append(Step(file_block, node, bisect_right(node.hashes, value) - 1))
+    return path
+
+
+def _split_leaf(tx: "Transaction", of: Inode, path: list[Step], version: int, leaf: int, link: Link) -> Inode:
+    """Move the names with the higher hashes to a new leaf, and enter the name on its side."""
+    rows = sorted((_hash_of(tx, version, old.name), old) for old in dirspace.links(tx, of, leaf))
+    split = _middle(tx, [record_bytes(len(old.name)) for _, old in rows])
+    if not split:
+        dirspace.fill(tx, of, leaf, [old for _, old in rows])
+        entered = dirspace.enter(tx, of, leaf, link)
+        assert entered, "two names at most are in any block that has no room for one"
+        return of
+    of, new = dirspace.append(tx, of)
+    dirspace.fill(tx, of, leaf, [old for _, old in rows[:split]])
+    dirspace.fill(tx, of, new, [old for _, old in rows[split:]])
+    border = rows[split][0]
+    entered = dirspace.enter(tx, of, new if _hash_of(tx, version, link.name) >= border else leaf, link)
+    assert entered, "each side of a split has room for any name"
+    continued = CONTINUED if rows[split - 1][0] == border else 0
+    return _enter_above(tx, of, path, border | continued, new)
+
+
+def _middle(tx: "Transaction", sizes: list[int]) -> int:
+    """How many of a full leaf's names stay, so that neither side is more than half full; 0: it is not full at all,
+    only in pieces."""
+    capacity, moved, split = tx.geometry.block_bytes, 0, len(sizes)
+    if sum(sizes) <= capacity // 2:
+        return 0
+    while split and moved + sizes[split - 1] // 2 <= capacity // 2:
+        split -= 1
+        moved += sizes[split]
+    return split or len(sizes) // 2
+
+
+def _enter_above(tx: "Transaction", of: Inode, path: list[Step], value: int, block: int) -> Inode:
+    """Enter a new leaf or node behind the entry that a path has taken in its last node, which may split in turn."""
+    step = path[-1]
+    hashes, blocks = step.node.hashes.copy(), step.node.blocks.copy()
+    hashes.insert(step.taken + 1, value)
+    blocks.insert(step.taken + 1, block)
+    if len(blocks) <= _limit(tx, step.file_block):
+        _store(tx, of, step.file_block, Node(hashes, blocks))
+        return of
+    if len(path) == 1:
+        return _raise_root(tx, of, Node(hashes, blocks))
+    half = len(blocks) // 2
+    of, new = dirspace.append(tx, of)
+    _store(tx, of, step.file_block, Node(hashes[:half], blocks[:half]))
+    _start_node(tx, of, new, Node([0, *hashes[half + 1:]], blocks[half:]))
+    return _enter_above(tx, of, path[:-1], hashes[half], new)
+
+
+def _raise_root(tx: "Transaction", of: Inode, content: Node) -> Inode:
+    """Put what no longer fits into the root into a new node below it.  ``Refused(ENOSPC)`` if that is one too deep."""
+    top = _root(tx, of)
+    most = htree.MAX_LEVELS_LARGE_DIR if tx.has_large_dir else htree.MAX_LEVELS
+    if top.levels + 1 >= most:
+        raise Refused(errno.ENOSPC)
+    of, new = dirspace.append(tx, of)
+    _start_node(tx, of, new, content)
+    _store_root(tx, of, Root(Node([0], [new]), top.version, top.levels + 1))
+    return of
+
+
+def _limit(tx: "Transaction", file_block: int) -> int:
+    """How many entries a node has room for; the root (block 0) for fewer."""
+    at = NODE_ENTRIES_AT if file_block else ROOT_ENTRIES_AT
+    return (tx.geometry.block_bytes - at - (TAIL_BYTES if tx.has_checksums else 0)) // ENTRY_BYTES
+
+
+def _start_node(tx: "Transaction", of: Inode, file_block: int, node: Node) -> None:
+    """Make a new block of the directory a node: behind one unused record as long as the block."""
+    block = dirspace.device_block(tx, of, file_block)
+    _HEAD.pack_into(tx.edit(block), 0, 0, tx.geometry.block_bytes & 0xFFFF, 0, 0)
+    _store(tx, of, file_block, node)
+
+
+def _store(tx: "Transaction", of: Inode, file_block: int, node: Node) -> None:
+    if file_block:
+        key = ("htree", of.number, of.generation)
+        _store_entries(tx, of, file_block, node).views[key] = node
+    else:
+        _store_root(tx, of, _root(tx, of)._replace(node=node))
+
+
+def _store_root(tx: "Transaction", of: Inode, top: Root) -> None:
+    entry = _store_entries(tx, of, 0, top.node)
+    entry.data[ROOT_INFO_AT + layout.DX_ROOT_INFO.offsets["indirect_levels"]] = top.levels
+    entry.views["htree root", of.number, of.generation] = top
+
+
+def _store_entries(tx: "Transaction", of: Inode, file_block: int, node: Node) -> "EditedBlock":
+    """Write a node's entries; its block, whose view the caller replaces."""
+    at = NODE_ENTRIES_AT if file_block else ROOT_ENTRIES_AT
+    block = dirspace.device_block(tx, of, file_block)
+    entry = tx.edit_keeping(block)
+    _COUNTS.pack_into(entry.data, at, _limit(tx, file_block), len(node.blocks), node.blocks[0])
+    rows = [word for row in zip(node.hashes[1:], node.blocks[1:], strict=True) for word in row]
+    struct.pack_into(f"<{len(rows)}I", entry.data, at + ENTRY_BYTES, *rows)
+    if tx.has_checksums:
+        seed = tx.seed_of(of)
+        tx.seal(block, "directory", lambda raw, _read: checksum.seal_htree_node(raw, seed, at))
+    return entry

@@ -1,0 +1,274 @@
+"""Orphans: inodes that have no name any more but are still in use, and files that are being cut.
+
+Whoever recovers a file system frees the former and finishes cutting the latter.  They are noted in the orphan file
+(feature orphan_file; kernel documentation, ext4, "Orphan file"), or on a list that starts in the superblock
+(``last_orphan``) and goes on through the inodes' ``dtime``; also when the orphan file is full.
+
+I1  ``Writing.orphans`` has every orphan as key.  Its value is a hint to where it is noted: a slot of the orphan file,
+    or (negative, less one) the inode before it on the list.
+I2  Hints are compared with the disk before they are used; a wrong one costs a search.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+
+from . import checksum, inode, inodestore, iomap, layout, superstore
+from .batch import Writing
+from .errors import Check, Corrupt
+from .features import Feature
+from .inode import Inode
+
+if TYPE_CHECKING:
+    from .filesystem import Ext4
+    from .transaction import Transaction
+
+MAGIC = 0x0B10CA04
+TAIL_BYTES = 8
+WORD_BYTES = 4
+MAX_FILE_BLOCKS = 512       # the kernel refuses a longer orphan file
+_DTIME_AT = layout.INODE.offsets["dtime"]
+_FREE = bytes(WORD_BYTES)
+
+
+def add(tx: "Transaction", number: int) -> None:
+    """Note an inode as orphan (again, without effect); views of it may be stale afterwards."""
+    if contains(tx, number):
+        return
+    slot = _enter_file(tx, number) if Feature.ORPHAN_FILE in tx.superblock.features else None
+    if slot is None:
+        _push(tx, number)
+    else:
+        tx.after_commit(partial(_writing(tx).orphans.__setitem__, number, slot))
+    _mark(tx, number, True)
+
+
+def remove(tx: "Transaction", number: int) -> None:
+    """An inode is no orphan any more; views of it may be stale afterwards.
+
+    Raises ``Corrupt(INODE_NUMBER)`` if it is not noted where it should be.
+    """
+    hint = _writing(tx).orphans.get(number)
+    if (hint is not None and hint < 0) or not _leave_file(tx, number, hint):
+        _unlink(tx, number, -1 - hint if hint is not None and hint < 0 else 0)
+    tx.after_commit(partial(_forget, _writing(tx).orphans, number))
+    _mark(tx, number, False)
+
+
+def contains(tx: "Transaction", number: int) -> bool:
+    """Whether an inode is noted as orphan."""
+    here = tx.cache.entry(inodestore.place(tx, number)[0]).views.get(("orphan", number))
+    return number in _writing(tx).orphans if here is None else bool(here)
+
+
+def numbers(fs: "Ext4") -> list[int]:
+    """All orphans that the disk knows: those on the list, newest first, then those in the orphan file.
+
+    Raises ``Corrupt``: INODE_NUMBER for a list that leaves the file system or goes in a circle, INODE_CHECKSUM for a
+    bad block of the orphan file.
+    """
+    return list(dict.fromkeys([*_list(fs), *(number for number, _ in _slots(fs))]))
+
+
+def recall(fs: "Ext4") -> list[int]:
+    """As ``numbers``; they are also remembered as what ``contains`` knows, for a file system just made writable."""
+    found = numbers(fs)
+    known = _writing(fs).orphans
+    known.clear()
+    newer = 0
+    for number in _list(fs):
+        known[number] = -1 - newer
+        newer = number
+    for number, slot in _slots(fs):
+        known.setdefault(number, slot)
+    return found
+
+
+def set_present(tx: "Transaction", present: bool) -> None:
+    """Say in the superblock whether the orphan file may hold anything: yes while mounted for writing, and after that
+    if it is so."""
+    if Feature.ORPHAN_FILE not in tx.superblock.features:
+        return
+    mask = Feature.ORPHAN_PRESENT.mask
+    flags = superstore.get(tx, "feature_ro_compat")
+    superstore.change(tx, feature_ro_compat=flags | mask if present else flags & ~mask)
+
+
+def file_is_empty(fs: "Ext4") -> bool:
+    """Whether no orphan is noted in the orphan file."""
+    return next(_slots(fs), None) is None
+
+
+def _writing(fs: "Ext4") -> Writing:
+    assert fs.writing is not None
+    return fs.writing
+
+
+def _forget(known: dict[int, int], number: int) -> None:
+    known.pop(number, None)
+
+
+def _mark(tx: "Transaction", number: int, orphaned: bool) -> None:
+    """What ``contains`` says from here on, within this transaction and after it."""
+    tx.edit_keeping(inodestore.place(tx, number)[0]).views["orphan", number] = orphaned
+
+
+# ---- the list ------------------------------------------------------------------------------------------------------
+
+def next_of(of: Inode) -> int:
+    """The inode after this one on the list, 0 at the end."""
+    return int.from_bytes(of.raw[_DTIME_AT:_DTIME_AT + WORD_BYTES], "little")
+
+
+def _list(fs: "Ext4") -> Iterator[int]:
+    number, seen = superstore.get(fs, "last_orphan"), set[int]()
+    while number:
+        if number in seen or not fs.superblock.first_inode <= number <= fs.geometry.inodes:
+            raise Corrupt(Check.INODE_NUMBER, orphan=number, repeated=number in seen)
+        seen.add(number)
+        yield number
+        number = next_of(inode.load(fs, number))
+
+
+def _push(tx: "Transaction", number: int) -> None:
+    head = superstore.get(tx, "last_orphan")
+    inodestore.change(tx, inode.load(tx, number), dtime=head)
+    superstore.change(tx, last_orphan=number)
+    tx.after_commit(partial(_pushed, _writing(tx).orphans, number, head))
+
+
+def _pushed(known: dict[int, int], number: int, head: int) -> None:
+    known[number] = -1
+    if head in known:
+        known[head] = -1 - number
+
+
+def _unlink(tx: "Transaction", number: int, newer: int) -> None:
+    """Take an inode out of the list; ``newer`` is a hint to the one before it, 0 that it is the first."""
+    own = inode.load(tx, number)
+    following = next_of(own)
+    newer = _newer(tx, number, newer)
+    if newer:
+        inodestore.change(tx, inode.load(tx, newer), dtime=following)
+    else:
+        superstore.change(tx, last_orphan=following)
+    inodestore.change(tx, inode.load(tx, number), dtime=0)
+    tx.after_commit(partial(_unlinked, _writing(tx).orphans, following, newer))
+
+
+def _unlinked(known: dict[int, int], following: int, newer: int) -> None:
+    if following in known:
+        known[following] = -1 - newer
+
+
+def _newer(tx: "Transaction", number: int, hint: int) -> int:
+    """Which inode of the list leads to this one; 0: the superblock does."""
+    head = superstore.get(tx, "last_orphan")
+    if head == number:
+        return 0
+    if hint in _writing(tx).orphans and next_of(inode.load(tx, hint)) == number:
+        return hint
+    newer = 0
+    for other in _list(tx):
+        if other == number:
+            return newer
+        newer = other
+    raise Corrupt(Check.INODE_NUMBER, orphan=number, listed=False)
+
+
+# ---- the orphan file -----------------------------------------------------------------------------------------------
+
+def _file_blocks(fs: "Ext4") -> list[int]:
+    """The device blocks of the orphan file.  Raises ``Corrupt``: INODE_SIZE, DIRECTORY_HOLE."""
+    holder = inode.load(fs, fs.superblock.fields["orphan_file_inum"])
+    count, at, blocks = fs.geometry.blocks_for(holder.size), 0, list[int]()
+    if count > MAX_FILE_BLOCKS:
+        raise Corrupt(Check.INODE_SIZE, inode=holder.number, size=holder.size)
+    while at < count:
+        run = iomap.find(fs, holder, at)
+        if run.start is None or run.unwritten:
+            raise Corrupt(Check.BLOCK_RANGE, inode=holder.number, file_block=at)
+        stop = min(run.file_block + run.length, count)
+        blocks.extend(range(run.start + at - run.file_block, run.start + stop - run.file_block))
+        at = stop
+    return blocks
+
+
+def _content(fs: "Ext4", block: int) -> bytes:
+    """The slots of a block of the orphan file.  Raises ``Corrupt(INODE_CHECKSUM)``, also for a wrong magic number."""
+    return bytes(fs.cache.view(block, "orphans", lambda data: data[:-TAIL_BYTES],
+                               lambda data: _verify(fs, block, data)))
+
+
+def _verify(fs: "Ext4", block: int, data: bytes) -> None:
+    number = fs.superblock.fields["orphan_file_inum"]
+    fine = int.from_bytes(data[-TAIL_BYTES:-WORD_BYTES], "little") == MAGIC
+    if fs.has_checksums:
+        fine = checksum.orphan_block_ok(data, block, fs.seed_of(inode.load(fs, number)))
+    if not fine:
+        raise Corrupt(Check.INODE_CHECKSUM, orphan_file=number, block=block)
+
+
+def _slots(fs: "Ext4") -> Iterator[tuple[int, int]]:
+    """(inode, slot) of all that the orphan file holds."""
+    if Feature.ORPHAN_FILE not in fs.superblock.features:
+        return
+    blocks = _file_blocks(fs)
+    fs.cache.want(blocks)
+    per_block = _per_block(fs)
+    for index, block in enumerate(blocks):
+        data = _content(fs, block)
+        if not any(data):
+            continue
+        for slot in range(per_block):
+            number = int.from_bytes(data[slot * WORD_BYTES:(slot + 1) * WORD_BYTES], "little")
+            if number:
+                if not fs.superblock.first_inode <= number <= fs.geometry.inodes:
+                    raise Corrupt(Check.INODE_NUMBER, orphan=number)
+                yield number, index * per_block + slot
+
+
+def _per_block(fs: "Ext4") -> int:
+    return (fs.geometry.block_bytes - TAIL_BYTES) // WORD_BYTES
+
+
+def _enter_file(tx: "Transaction", number: int) -> int | None:
+    """Note an inode in the orphan file; its slot, None if the file is full."""
+    for index, block in enumerate(_file_blocks(tx)):
+        slot = _find_word(_content(tx, block), _FREE)
+        if slot is not None:
+            _put(tx, block, slot, number)
+            return index * _per_block(tx) + slot
+    return None
+
+
+def _leave_file(tx: "Transaction", number: int, hint: int | None) -> bool:
+    """Free an inode's slot; False if it has none."""
+    if Feature.ORPHAN_FILE not in tx.superblock.features:
+        return False
+    blocks, word = _file_blocks(tx), number.to_bytes(WORD_BYTES, "little")
+    order = list(range(len(blocks)))
+    if hint is not None and hint // _per_block(tx) < len(blocks):
+        order.insert(0, hint // _per_block(tx))
+    for index in order:
+        slot = _find_word(_content(tx, blocks[index]), word)
+        if slot is not None:
+            _put(tx, blocks[index], slot, 0)
+            return True
+    return False
+
+
+def _find_word(data: bytes, word: bytes) -> int | None:
+    """The first slot that holds these four bytes."""
+    at = data.find(word)
+    while at >= 0 and at % WORD_BYTES:
+        at = data.find(word, at + 1)
+    return at // WORD_BYTES if at >= 0 else None
+
+
+def _put(tx: "Transaction", block: int, slot: int, number: int) -> None:
+    tx.edit(block)[slot * WORD_BYTES:(slot + 1) * WORD_BYTES] = number.to_bytes(WORD_BYTES, "little")
+    holder = inode.load(tx, tx.superblock.fields["orphan_file_inum"])
+    if tx.has_checksums:
+        seed = tx.seed_of(holder)
+        tx.seal(block, "orphans", lambda raw, _read: checksum.seal_orphan_block(raw, block, seed))
