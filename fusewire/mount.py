@@ -25,6 +25,7 @@ import stat
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -124,25 +125,29 @@ def prepare(request: MountRequest) -> Mounting:
         return Mounting(request, way, fusermount.mount(request), sync_init=False)
     if request.fuseblk and way is Route.USER_NAMESPACE:
         raise MountError(f"{request.target}: a user namespace cannot mount block devices (use -o noloop on an image)")
-    fd = open_device()
-    try:
-        return Mounting(request, way, fd, ioctl.sync_init(fd))
-    except BaseException:
-        os.close(fd)
-        raise
+    with ExitStack() as undo:
+        fd = open_device()
+        undo.callback(os.close, fd)
+        mounting = Mounting(request, way, fd, ioctl.sync_init(fd))
+        undo.pop_all()
+    return mounting
 
 
 def in_thread(function: Callable[[], T]) -> "Future[T]":
     """The result of a function that runs in a thread which does not keep the process alive."""
     future: Future[T] = Future()
+    name = getattr(function, "__name__", "mount")
 
     def run() -> None:
         try:
             future.set_result(function())
-        except BaseException as error:      # whatever it is belongs to whoever asks for the result
+        except (MountError, OSError) as error:
             future.set_exception(error)
+        finally:
+            if not future.done():   # a bug, whose traceback the thread prints: nobody shall wait for ever
+                future.set_exception(RuntimeError(f"the thread of {name} failed"))
 
-    threading.Thread(target=run, name=getattr(function, "__name__", "mount"), daemon=True).start()
+    threading.Thread(target=run, name=name, daemon=True).start()
     return future
 
 

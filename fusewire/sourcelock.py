@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import stat
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,12 +78,11 @@ def _lock_device(path: str, write: bool) -> SourceLock:
 def _lock_image(path: str, write: bool) -> SourceLock:
     fd = _open(path, os.O_RDWR if write else os.O_RDONLY)
     lock = SourceLock(fd, is_device=False)
-    try:
+    with ExitStack() as undo:
+        undo.callback(lock.release)
         _flock(fd, path, write)
         lock.warnings += _other_loops(fd, path, write)
-    except BaseException:
-        lock.release()
-        raise
+        undo.pop_all()
     return lock
 
 

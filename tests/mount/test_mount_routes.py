@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -304,3 +305,21 @@ def test_refused_init_fails_the_mount_where_it_waits_for_it(target: str) -> None
         mounted.result()
         mountapi.umount(os.fsencode(target))
     os.close(mounting.fd)
+
+
+def test_bug_in_a_thread_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", lambda details: seen.append(details.exc_type))
+
+    def faulty() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(RuntimeError, match="the thread of faulty failed"):
+        mount.in_thread(faulty).result()
+    assert mount.in_thread(lambda: 7).result() == 7
+    with pytest.raises(MountError):
+        mount.in_thread(lambda: mount.prepare(MountRequest("x", "/nonexistent"))).result()
+    for thread in threading.enumerate():
+        if thread.name == "faulty":
+            thread.join()
+    assert seen == [ZeroDivisionError]
