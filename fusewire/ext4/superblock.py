@@ -85,6 +85,15 @@ class Superblock:
             return True
         return any(group == base ** round(math.log(group, base)) for base in (3, 5, 7))
 
+    def copies_below(self, groups: int) -> int:
+        """How many of the first ``groups`` groups ``has_copy_in`` is true of, without asking each."""
+        if Feature.SPARSE_SUPER2 in self.features:
+            return sum(1 for group in {0, self.fields["backup_bg_0"], self.fields["backup_bg_1"]} if group < groups)
+        if Feature.SPARSE_SUPER not in self.features:
+            return groups
+        powers = (base ** exponent for base in (3, 5, 7) for exponent in range(1, 21))  # 3^20 > 2^31 groups
+        return min(groups, 2) + sum(1 for power in powers if power < groups)
+
     def descriptor_block(self, group: int) -> tuple[int, int]:
         """(block, byte offset in it) of a group's descriptor; kernel documentation, ext4, "Meta Block Groups"."""
         geometry = self.geometry
