@@ -105,7 +105,7 @@ class Disk:
     def _open(self, overlay: Replay | None = None) -> Ext4:
         raw = bytearray(os.pread(self.descriptor, 1024, 1024))
         superblock = Superblock.parse(bytes(raw), os.fstat(self.descriptor).st_size)
-        cache = PinningCache(superblock.geometry.block_bytes, superblock.geometry.blocks, 64 << 20)
+        cache = blocks.BlockCache(superblock.geometry.block_bytes, superblock.geometry.blocks, 64 << 20)
         if overlay is not None:
             overlay.overlay(cache)
         return Ext4(superblock, cache, Options(noload=True))
@@ -159,23 +159,6 @@ class Disk:
             self.write_home(block, data)
         self.write(0, replay.journal_after().raw)
         self.set_needs_recovery(False)
-
-
-class PinningCache(blocks.BlockCache):
-    """A cache that keeps what is pinned over whatever is admitted."""
-
-    def __init__(self, block_bytes: int, count: int, limit_bytes: int) -> None:
-        super().__init__(block_bytes, count, limit_bytes)
-        self._kept: dict[int, blocks.CachedBlock] = {}
-
-    def pin(self, block: int, data: bytes) -> None:
-        self._kept[block] = blocks.CachedBlock(data)
-
-    def entry(self, block: int) -> blocks.CachedBlock:
-        return self._kept.get(block) or super().entry(block)
-
-    def holds(self, block: int) -> bool:
-        return block in self._kept or super().holds(block)
 
 
 @contextmanager

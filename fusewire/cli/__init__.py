@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fusewire import __version__
 from fusewire.arguments import Parser
 
-COMMANDS = ("mount", "umount", "info", "doctor")
+COMMANDS = ("mount", "umount", "info", "journal", "doctor")
 _GLOBAL = ("-h", "--help", "--version")
 
 

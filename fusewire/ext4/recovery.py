@@ -25,9 +25,10 @@ checksums are wrong, their commit times:
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from . import fastcommit, journalformat
+from .blocks import BlockCache, CachedBlock
 from .errors import Check, Corrupt, Unsupported
 from .fastcommit import FastCommits
 from .journalfile import JournalFile
@@ -50,15 +51,9 @@ class Transaction(NamedTuple):
     sequence: int
     start: int              # journal block
     seconds: int            # when it was committed, since 1970
+    logged: int             # blocks
     descriptors: tuple[int, ...]
     revocations: tuple[int, ...]
-
-
-class PinsBlocks(Protocol):
-    """A cache that keeps blocks whatever happens."""
-
-    def pin(self, block: int, data: bytes) -> None:
-        """Keep a block's bytes in place of what the device holds."""
 
 
 class Replay:
@@ -114,10 +109,10 @@ class Replay:
         if self.damage:
             raise self.damage[0]
 
-    def overlay(self, cache: PinsBlocks) -> None:
-        """Replay in memory: pin every block in a cache that was filled from the device as it stands."""
+    def overlay(self, cache: BlockCache) -> None:
+        """Replay in memory: pin every block in a cache, in place of what the device holds."""
         for block, data in self.blocks():
-            cache.pin(block, data)
+            cache.pin(block, CachedBlock(data))
 
     def journal_after(self) -> JournalSuperblock:
         """The journal superblock to write once all blocks are home and durable."""
@@ -156,7 +151,7 @@ class _Scan:
         self.start_transaction()
 
     def start_transaction(self) -> None:
-        self.begin, self.doubtful = self.at, False
+        self.begin, self.doubtful, self.logged = self.at, False, 0
         self.descriptors: list[int] = []
         self.revocations: list[int] = []
         self.running = journalformat.running_sum(self.journal, ())
@@ -195,6 +190,7 @@ def _scan(replay: Replay) -> None:
 def _pass_logged(replay: Replay, scan: _Scan, raw: bytes) -> None:
     """Step over the blocks that a descriptor logs, summing them up where the commit block holds their sum."""
     count = sum(1 for _ in journalformat.tags(replay.journal, raw))
+    scan.logged += count
     if replay.journal.checksums is not Checksums.V1 or scan.end is not None:
         scan.advance(count)
         return
@@ -221,8 +217,8 @@ def _take_commit(replay: Replay, scan: _Scan, raw: bytes) -> bool:
         if JournalFeature.ASYNC_COMMIT not in journal:
             return _fail(replay, scan.sequence)
     elif good:
-        replay.transactions.append(Transaction(scan.sequence, scan.begin, seconds, tuple(scan.descriptors),
-                                               tuple(scan.revocations)))
+        replay.transactions.append(Transaction(scan.sequence, scan.begin, seconds, scan.logged,
+                                               tuple(scan.descriptors), tuple(scan.revocations)))
         replay.head = scan.at
     scan.seconds, scan.sequence = seconds, (scan.sequence + 1) % SEQUENCES
     scan.start_transaction()
