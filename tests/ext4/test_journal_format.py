@@ -244,3 +244,25 @@ def test_logged_blocks_that_look_like_the_log_are_escaped() -> None:
 def test_formats_of_images_are_what_the_helper_makes() -> None:
     raw = with_format(MemoryJournal().blocks[0], Checksums.V2, False)
     assert parse(raw).checksums is Checksums.V2
+
+
+# ---- any bytes ---------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_superblock_is_parsed_or_refused_in_a_known_way(seed: int) -> None:
+    print(f"seed {seed}")
+    chance, outcomes = random.Random(seed), set()
+    for _ in range(400):
+        raw = bytearray(MemoryJournal(chance.choice(list(Checksums)), chance.random() < 0.5).blocks[0])
+        for _ in range(chance.randrange(1, 4)):
+            raw[chance.choice((chance.randrange(12, 0x30), 0x50, chance.randrange(1024)))] = chance.getrandbits(8)
+        if chance.random() < 0.8:
+            checksum.seal_journal_superblock(raw)
+        try:
+            journal = parse(bytes(raw))
+            assert 1 <= journal.first < journal.last <= journal.maxlen <= 1024
+            assert journal.last < journal.fc_first or journal.fc_first == journal.fc_last
+            outcomes.add("parsed")
+        except (Corrupt, Unsupported) as refused:
+            outcomes.add(type(refused).__name__)
+    assert outcomes == {"parsed", "Corrupt", "Unsupported"}
