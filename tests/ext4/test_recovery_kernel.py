@@ -130,8 +130,8 @@ def tree_of(path: Path) -> list[str]:
 def problems(path: Path) -> list[str]:
     """What e2fsck finds wrong, but for the superblock's free counts: those are not journaled, a mount sums them up."""
     text = run("e2fsck", "-fn", path, check=False).stdout
-    return [line for line in text.splitlines() if line.endswith("? no") or "wrong" in line
-            and not re.match(r"Free (blocks|inodes) count wrong \(\d+, counted=\d+\)\.$", line)
+    return [line for line in text.splitlines() if line.endswith("? no") or ("wrong" in line
+            and not re.match(r"Free (blocks|inodes) count wrong \(\d+, counted=\d+\)\.$", line))
             if line != "Fix? no"]
 
 
