@@ -194,7 +194,9 @@ def fuse2fs_mount(image: Path, options: str = "ro") -> Iterator[Mount]:
 
 
 @contextmanager
-def fusewire_mount(image: Path, options: str = "ro,noatime", prefix: tuple[str, ...] = ()) -> Iterator[Mount]:
+def fusewire_mount(
+    image: Path, options: str = "ro,noatime", prefix: tuple[str, ...] = (), unmount: tuple[str, ...] = ()
+) -> Iterator[Mount]:
     """``image`` mounted by fusewire in the foreground; ``prefix`` is put before the command (``setpriv`` …)."""
     with mount_point() as target:
         if prefix:
@@ -209,7 +211,7 @@ def fusewire_mount(image: Path, options: str = "ro,noatime", prefix: tuple[str, 
             str(image),
             str(target),
         ]
-        with served(command, target, image, [*fusewire_command(), "umount"]) as mounted:
+        with served(command, target, image, [*(unmount or (*fusewire_command(), "umount"))]) as mounted:
             yield mounted
 
 

@@ -46,6 +46,7 @@ class Limits:
     """How far a walk goes: hostile images need an end, ordinary ones do not reach it."""
 
     entries: int = 1 << 22
+    names: int = 1 << 20
     depth: int = 200
     file_bytes: int = 1 << 34
     runs: int = 1 << 20
@@ -356,7 +357,7 @@ def entries(root: Path, limits: Limits = Limits()) -> Iterator[tuple[str, Fields
 
 def below(state: Walk, fd: int, prefix: bytes, depth: int) -> Iterator[tuple[str, Fields]]:
     """The entries of the open directory ``fd`` and, each after its own line, of the directories in it."""
-    names, outcome = read_directory(fd, state.limits.entries)
+    names, outcome = read_directory(fd, state.limits.names)
     yield escape(prefix) + "/", {"names": str(len(names)), "listing": outcome, "dots": dots_text(names, depth)}
     for name in sorted(names.keys() - {b".", b".."}):
         state.entries += 1

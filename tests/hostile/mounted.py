@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -17,7 +18,8 @@ from tests.walk import Fields, Limits, entries, statfs_fields
 SECONDS = 10
 RESIDENT_BYTES = 200 << 20
 MOUNT_EXIT_CODES = {1, 2, 4, 8, 16, 32}  # mount(8), "EXIT STATUS"
-BOUNDED = Limits(entries=3000, depth=40, file_bytes=8 << 20, runs=2000)
+DAMAGE = {errno.EUCLEAN, errno.EBADMSG, errno.EIO}
+BOUNDED = Limits(entries=3000, names=1 << 16, depth=40, file_bytes=8 << 20, runs=2000)
 
 
 @dataclass
@@ -64,7 +66,10 @@ def assert_refusal(refused: MountRefused) -> str:
 def assert_alive(mounted: Mount) -> None:
     """The daemon answers, is small, and has said nothing about bugs of its own."""
     assert mounted.pid is not None
-    os.statvfs(mounted.root)
+    try:
+        os.statvfs(mounted.root)
+    except OSError as error:
+        assert error.errno in DAMAGE, error
     assert high_water_bytes(mounted.pid) < RESIDENT_BYTES, f"{high_water_bytes(mounted.pid) >> 20} MiB"
     assert "Traceback" not in mounted.log_text(), mounted.log_text()
 
@@ -72,7 +77,7 @@ def assert_alive(mounted: Mount) -> None:
 def survive(image: Path, options: str = "ro,noatime,noload,noloop") -> Outcome:
     """Mount ``image`` and walk it within limits of time, size and memory."""
     try:
-        with fusewire_mount(image, options) as mounted:
+        with fusewire_mount(image, options, unmount=("umount",)) as mounted:
             assert mounted.pid is not None
             with watchdog(mounted.pid) as expired:
                 try:

@@ -20,6 +20,11 @@ from tests.walk import Fields, differences, entries, statfs_fields
 
 NAMES = sorted(corpus()) or ["missing"]
 EXPECTED_IMAGES = 328
+OTHERWISE = {
+    "f_uninit_enable": "read-only, the kernel only logs that every group's checksum is wrong; fusewire refuses",
+    "m_rootdir.g0": "mke2fs stores 1 GiB of zeros as inline data: SEEK_DATA of the kernel fails with ENOENT on it",
+    "m_rootdir_acl.g0": "the same",
+}
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +57,7 @@ def test_core(name: str, unpacked: Callable[[str], tuple[Known, Path]]) -> None:
 def test_mounted(name: str, mounts: None, unpacked: Callable[[str], tuple[Known, Path]]) -> None:
     known, path = unpacked(name)
     outcome = survive(path)
-    if not (known.fsck_clean and known.kernel_mounts and known.kernel_errors == 0):
+    if name in OTHERWISE or not (known.fsck_clean and known.kernel_mounts and known.kernel_errors == 0):
         return
     assert not outcome.refusal, f"the kernel mounts it: {outcome.refusal}"
     found = differences(kernel_tree(path), outcome.tree, IGNORED | IGNORED_STATFS)
