@@ -24,6 +24,7 @@ FLAG_HUGE_FILE = 0x40000
 FLAG_EXTENTS = 0x80000
 FLAG_VERITY = 0x100000
 FLAG_EA_INODE = 0x200000
+FLAG_DAX = 0x2000000
 FLAG_INLINE_DATA = 0x10000000
 FLAG_PROJINHERIT = 0x20000000
 FLAG_CASEFOLD = 0x40000000
@@ -172,7 +173,7 @@ def decode(fs: "Ext4", number: InodeNumber, raw: bytes) -> Inode:
 
 
 def _decode_extra(fs: "Ext4", inode: Inode, raw: bytes, times: tuple[int, int, int], version_lo: int) -> None:
-    """The fields after the first 128 bytes, each only if ``extra_isize`` reaches over it."""
+    """The fields after the first 128 bytes, each only if ``extra_isize`` reaches over it (0: it was never set)."""
     inode.extra_isize = 0
     extra: dict[str, int] = {}
     if len(raw) > BASE_BYTES:
@@ -180,6 +181,7 @@ def _decode_extra(fs: "Ext4", inode: Inode, raw: bytes, times: tuple[int, int, i
         inode.extra_isize = reach = values[0]
         if reach % 4 or BASE_BYTES + reach > len(raw):
             raise Corrupt(Check.INODE_EXTRA_SIZE, inode=inode.number, extra_isize=reach)
+        reach = reach or layout.INODE_EXTRA.size
         extra = {name: value for (name, at), value in zip(_EXTRA_FIELDS, values[2:], strict=True) if at + 4 <= reach}
     inode.atime = _time(times[0], extra.get("atime_extra", 0))
     inode.ctime = _time(times[1], extra.get("ctime_extra", 0))
@@ -228,7 +230,7 @@ def check_in_use(fs: "Ext4", inode: Inode) -> Inode:
         raise Corrupt(Check.INODE_FREE, inode=number)
     if inode.kind not in _KNOWN_KINDS:
         raise Corrupt(Check.INODE_MODE, inode=number, mode=f"{inode.mode:#o}")
-    if inode.size > fs.max_file_bytes(inode):
+    if inode.size > (fs.geometry.byte_of(fs.geometry.blocks) if inode.is_dir else fs.max_file_bytes(inode)):
         raise Corrupt(Check.INODE_SIZE, inode=number, size=inode.size)
     _check_flags(fs, inode)
     return inode
