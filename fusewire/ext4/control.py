@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from .inode import (
     FLAG_APPEND,
+    FLAG_DAX,
     FLAG_IMMUTABLE,
     FLAG_NOATIME,
     FLAG_NODUMP,
@@ -17,7 +18,7 @@ USER_VISIBLE = 0x725BDFFF  # the flags that the kernel's ext4 shows to people
 
 # (inode flag, FS_XFLAG_* of <linux/fs.h>)
 _XFLAGS = ((FLAG_SYNC, 0x20), (FLAG_IMMUTABLE, 0x8), (FLAG_APPEND, 0x10), (FLAG_NODUMP, 0x80), (FLAG_NOATIME, 0x40),
-           (FLAG_PROJINHERIT, 0x200), (FLAG_VERITY, 0x20000))
+           (FLAG_PROJINHERIT, 0x200), (FLAG_DAX, 0x8000), (FLAG_VERITY, 0x20000))
 
 
 class FsXattr(NamedTuple):
@@ -31,11 +32,12 @@ class FsXattr(NamedTuple):
 
 
 def getflags(inode: Inode) -> int:
-    """The flags for FS_IOC_GETFLAGS."""
-    return inode.flags & USER_VISIBLE
+    """The flags for FS_IOC_GETFLAGS.  Regular files have nothing to hand a project down to."""
+    return inode.flags & USER_VISIBLE & ~(FLAG_PROJINHERIT if inode.is_regular else 0)
 
 
 def fsxattr(inode: Inode) -> FsXattr:
     """The record for FS_IOC_FSGETXATTR."""
-    xflags = sum(xflag for flag, xflag in _XFLAGS if inode.flags & flag)
+    flags = getflags(inode)
+    xflags = sum(xflag for flag, xflag in _XFLAGS if flags & flag)
     return FsXattr(xflags, 0, 0, inode.project, 0)
