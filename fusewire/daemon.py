@@ -52,6 +52,7 @@ Exit codes are those of mount(8): 0 mounted, 1 wrong usage, 2 system error, 32 m
 MOST_FUSEBLK_BLOCK_BYTES = 4096     # the kernel accepts up to a page
 READAHEAD_KIB = 1024
 BUSY_SECONDS = 5.0      # how long users of the mount may finish after SIGTERM, before they are cut off
+FIRST_EVENT_SECONDS = 1.0   # after which "mounted" is logged: the import of structlog must not delay the first answers
 # Objects allocated before a collection: the core makes no cycles, and a pass over a full cache stops us for 100 ms.
 GC_THRESHOLDS = (100_000, 50, 100)
 
@@ -207,7 +208,8 @@ def _prepare(settings: Settings, source: Source, block_bytes: int) -> Mounting:
 def _answer_init(settings: Settings, mounting: Mounting, server: Server, attached: Future[None]) -> None:
     """Wait for INIT, or for the mount to fail, and answer it."""
     first = mount.in_thread(mounting.first_message)
-    wait((attached, first), return_when=FIRST_COMPLETED)
+    both: tuple[Future[Any], ...] = (attached, first)
+    wait(both, return_when=FIRST_COMPLETED)
     if attached.done():
         _check_attached(attached)
     try:
@@ -233,22 +235,22 @@ async def _serve_mounted(settings: Settings, source: Source, server: Server, mou
     """Serve; as soon as the mount is there and answers, say so."""
     loop = asyncio.get_running_loop()
     serving: asyncio.Future[Any] = asyncio.ensure_future(server.serve())
-    await asyncio.wait((serving, _awaitable(attached)), return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait([serving, _awaitable(attached)], return_when=asyncio.FIRST_COMPLETED)
     if attached.done():
         _check_attached(attached)
     # What asks our own mount must not run in the loop's thread, which answers it.
     started = _awaitable(mount.in_thread(lambda: _after_mount(settings, source, mounting)))
-    await asyncio.wait((serving, started), return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait([serving, started], return_when=asyncio.FIRST_COMPLETED)
     if source.loop is not None:
         source.loop.close()     # the mount keeps it now
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
     ending: list[asyncio.Task[None]] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lambda: ending.append(asyncio.ensure_future(_end(settings, server, serving))))
     ready()
-    log.info("mounted", source=settings.source, target=settings.target, version=__version__)
+    gc.freeze()     # what start-up made stays; without a collection before, which would stop us for 13 ms
+    gc.set_threshold(*GC_THRESHOLDS)
+    loop.call_later(FIRST_EVENT_SECONDS, lambda: log.info("mounted", source=settings.source, target=settings.target,
+                                                          version=__version__))
     await serving
     if started.done() and not started.exception():
         registration = started.result()
@@ -274,9 +276,9 @@ def _after_mount(settings: Settings, source: Source, mounting: Mounting) -> runt
 async def _end(settings: Settings, server: Server, serving: "asyncio.Future[None]") -> None:
     """SIGTERM: unmount; users that do not leave in time are cut off.  Nothing is lost, as nothing is written."""
     detached = _awaitable(mount.in_thread(lambda: _detach(settings.target)))
-    await asyncio.wait((serving, detached), return_when=asyncio.FIRST_COMPLETED, timeout=BUSY_SECONDS)
+    await asyncio.wait([serving, detached], return_when=asyncio.FIRST_COMPLETED, timeout=BUSY_SECONDS)
     if not serving.done():
-        await asyncio.wait((serving,), timeout=BUSY_SECONDS)
+        await asyncio.wait([serving], timeout=BUSY_SECONDS)
     server.stop()
 
 

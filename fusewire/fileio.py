@@ -58,17 +58,16 @@ def buffer() -> memoryview:
     return memoryview(mmap.mmap(-1, BUFFER_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
-def plan(fs: "Ext4", inode: "Inode", offset: int, end: int) -> Plan:
+def plan(fs: "Ext4", inode: "Inode", offset: int, end: int, mapping: iomap.Mapping) -> Plan:
     """The plan for bytes [offset, end) of a file whose data are not inline; ``end`` is at most the file's size.
 
-    Raises what ``iomap.begin`` raises.
+    ``mapping`` is that of ``offset``; the further ones are asked for.  Raises what ``iomap.begin`` raises.
     """
-    mapping = iomap.begin(fs, inode, offset, end - offset)
-    at = mapping.offset
-    if at + mapping.length >= end:  # the usual case: one extent holds all of it
+    at, mapped, address, kind, _ = mapping
+    if at + mapped >= end:  # the usual case: one extent holds all of it
         length = end - offset
-        if mapping.type == iomap.MAPPED:
-            return Plan(length, [(0, length, mapping.addr + offset - at)], slice(0, length))
+        if kind == iomap.MAPPED:
+            return Plan(length, [(0, length, address + offset - at)], slice(0, length))
         return Plan(length, [], slice(0, length))
     return _plan_of_many(fs, inode, offset, end)
 

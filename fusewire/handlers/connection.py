@@ -5,7 +5,7 @@ from typing import NoReturn
 
 from fusewire import fileio, uapi, wire
 from fusewire.ext4.errors import Refused
-from fusewire.session import Session
+from fusewire.session import Durable, Final, Session
 from fusewire.wire import Request
 
 PAGE_BYTES = 4096
@@ -24,6 +24,8 @@ _ALWAYS = (
 def wants(session: Session) -> wire.Wants:
     """What we would like of the connection."""
     flags = _ALWAYS | (uapi.FUSE_POSIX_ACL if session.fs.options.acl else 0)
+    if not session.read_only:
+        flags |= uapi.FUSE_WRITEBACK_CACHE | uapi.FUSE_DONT_MASK
     return wire.Wants(
         flags=flags,
         default_permissions=True,
@@ -42,15 +44,17 @@ def init(session: Session, request: Request) -> bytes:
     return reply
 
 
-def destroy(session: Session, request: Request) -> bytes:
+def destroy(session: Session, request: Request) -> bytes | Final:
     """DESTROY: the last request of a fuseblk mount; unmount waits for the reply."""
     session.lookups.clear()
-    return wire.reply_empty(request.unique)
+    reply = wire.reply_empty(request.unique)
+    return reply if session.fs.writing is None else Final(reply)
 
 
-def syncfs(_session: Session, request: Request) -> bytes:
-    """SYNCFS: everything is on the device, as nothing is written yet."""
-    return wire.reply_empty(request.unique)
+def syncfs(session: Session, request: Request) -> bytes | Durable:
+    """SYNCFS: everything that was done is durable, or the caller hears why not."""
+    reply = wire.reply_empty(request.unique)
+    return reply if session.fs.writing is None else Durable(lambda: reply)
 
 
 def never_again(_session: Session, _request: Request) -> NoReturn:

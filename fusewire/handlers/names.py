@@ -47,7 +47,7 @@ def _lookup_by_handle(session: Session, request: Request, name: bytes) -> bytes:
 
 def forget(session: Session, request: Request) -> None:
     """FORGET: the kernel gives back so many of its references to an inode."""
-    session.lookups.forget(_number(request.nodeid), request.body[0])
+    _forget(session, _number(request.nodeid), request.body[0])
 
 
 def batch_forget(session: Session, request: Request) -> None:
@@ -57,7 +57,15 @@ def batch_forget(session: Session, request: Request) -> None:
     if count * size > len(request.payload):
         raise ProtocolError(f"{count} forgets in {len(request.payload)} bytes", request.unique, request.opcode)
     for node, times in uapi.forget_one.struct.iter_unpack(request.payload[:count * size]):
-        session.lookups.forget(_number(node), times)
+        _forget(session, _number(node), times)
+
+
+def _forget(session: Session, number: int, times: int) -> None:
+    """Note an inode that has no name any more when the kernel has forgotten it: nobody can use it then."""
+    left = session.lookups.forget(number, times)
+    writing = session.fs.writing
+    if not left and writing is not None and number in writing.orphans:
+        session.unused.append(number)
 
 
 def _number(node: int) -> int:

@@ -1,12 +1,14 @@
 """Inodes as the protocol describes them: entries, attributes and statx records, packed once and kept in ``Inode.memo``.
 
 Nobody but us changes the file system, so everything is valid for ever.
+
+N1  What a ``Memo`` holds was made from its inode view alone, or cannot change as long as the mount is read-only.
 """
 
 from typing import TYPE_CHECKING
 
 from fusewire import uapi, wire
-from fusewire.ext4 import namespace
+from fusewire.ext4 import iomap, namespace
 from fusewire.ext4.inode import FLAG_APPEND, FLAG_IMMUTABLE, FLAG_NODUMP, FLAG_VERITY, Inode
 from fusewire.session import node_of
 
@@ -25,14 +27,30 @@ _ATTRIBUTES = ((FLAG_IMMUTABLE, _ATTR_IMMUTABLE), (FLAG_APPEND, _ATTR_APPEND), (
 _ATTRIBUTES_MASK = sum(bit for _, bit in _ATTRIBUTES)
 
 
-def entry(fs: "Ext4", inode: Inode) -> bytes:
-    """fuse_entry_out (128 bytes) of an inode; its end is fuse_attr.  May miss a block for an encrypted symlink."""
-    known: bytes | None = inode.memo
+class Memo:
+    """What handlers keep beside an inode view: its packed entry, and the mapping that was used last."""
+
+    __slots__ = ("entry", "mapping")
+
+    def __init__(self, entry: bytes) -> None:
+        self.entry = entry
+        self.mapping: iomap.Mapping | None = None
+
+
+def memo(fs: "Ext4", inode: Inode) -> Memo:
+    """The memo of an inode, made when it is first asked for.  May miss a block for an encrypted symlink."""
+    known: Memo | None = inode.memo
     if known is None:
         number = inode.number
-        known = inode.memo = wire.pack_entry(node_of(number), inode.generation, wire.FOREVER, 0, wire.FOREVER, 0,
-                                             _attr(fs, inode))
+        known = inode.memo = Memo(wire.pack_entry(node_of(number), inode.generation, wire.FOREVER, 0, wire.FOREVER, 0,
+                                                  _attr(fs, inode)))
     return known
+
+
+def entry(fs: "Ext4", inode: Inode) -> bytes:
+    """fuse_entry_out (128 bytes) of an inode; its end is fuse_attr.  Errors as ``memo``."""
+    known: Memo | None = inode.memo
+    return known.entry if known is not None else memo(fs, inode).entry
 
 
 def shown_size(fs: "Ext4", inode: Inode) -> int:

@@ -1,7 +1,7 @@
 """File data that change: WRITE, FALLOCATE, COPY_FILE_RANGE.
 
-Each is ``iomapwrite.begin`` for all that is to be written, the data themselves, and ``iomapwrite.ioend``: the calls that
-a kernel with fuse iomap makes, too.  Every step can be run again.
+Each is ``iomapwrite.begin`` for all that is to be written, the data themselves, and ``iomapwrite.ioend``: what a kernel
+with fuse iomap calls, too.  Every step can be run again.
 """
 
 import errno
