@@ -106,8 +106,6 @@ def _settings(args: argparse.Namespace) -> Settings:
         options = parse_options(",".join(args.options + (["ro"] if args.read_only else [])))
     except OptionError as error:
         raise Failure(str(error), EXIT_USAGE) from error
-    if options.access == "rw":
-        raise Failure(f"{args.source}: writing is not supported yet; mount with -o ro", EXIT_USAGE)
     wirelog = os.path.abspath(args.wirelog) if args.wirelog else None
     return Settings(args.source, os.path.abspath(args.target), options, args.foreground, wirelog)
 
@@ -159,14 +157,14 @@ def _serve(settings: Settings, ready: Callable[[], None]) -> int:
             stack.callback(wirelog.close)
         source = open_source(settings.source, options)
         stack.callback(source.close)
-        fs = open_file_system(source, options)
-        for sentence in (*options.notes(), *source.lock.warnings, *fs.superblock.warnings()):
+        fs, journal, notes = open_file_system(source, options)
+        for sentence in (*options.notes(), *source.lock.warnings, *notes, *fs.superblock.warnings()):
             say(f"{settings.source}: {sentence}")
-        session = Session(fs)
+        session = Session(fs, read_only=fs.writing is None, target=os.fsencode(settings.target))
         mounting = _prepare(settings, source, fs.geometry.block_bytes)
         stack.callback(os.close, mounting.fd)
         attached = mount.in_thread(mounting.attach)
-        server = Server(mounting.fd, session, source.device, wirelog)
+        server = Server(mounting.fd, session, source.device, wirelog, journal)
         _answer_init(settings, mounting, server, attached)
         uvloop.run(_serve_mounted(settings, source, server, mounting, attached, ready))
     return EXIT_OK
@@ -186,11 +184,11 @@ def _prepare(settings: Settings, source: Source, block_bytes: int) -> Mounting:
     options = settings.options
     fuseblk = can_be_fuseblk(source, options, mount.route() is mount.Route.ROOT)
     if fuseblk and not source.is_device:
-        attach_loop(source)
+        attach_loop(source, options.access != "rw")
     request = MountRequest(
         source=source.mount_name,
         target=settings.target,
-        flags=options.flags | MS_RDONLY,
+        flags=options.flags | (0 if options.access == "rw" else MS_RDONLY),
         fuseblk=fuseblk,
         block_bytes=min(block_bytes, MOST_FUSEBLK_BLOCK_BYTES),
         allow_other=os.getuid() == 0 if options.allow_other is None else options.allow_other,

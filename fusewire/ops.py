@@ -11,11 +11,23 @@ from typing import NamedTuple, NoReturn
 from fusewire import uapi
 from fusewire.ext4.errors import Refused
 from fusewire.fileio import Plan
-from fusewire.handlers import attributes, connection, control, directories, files, names, xattrs
-from fusewire.session import Session
+from fusewire.filewrite import WritePlan
+from fusewire.handlers import (
+    attributes,
+    changing,
+    connection,
+    control,
+    creating,
+    directories,
+    files,
+    names,
+    writing,
+    xattrs,
+)
+from fusewire.session import Durable, Final, Session
 from fusewire.wire import Pieces, Request
 
-Reply = bytes | Pieces | Plan | None
+Reply = bytes | Pieces | Plan | WritePlan | Durable | Final | None
 Handler = Callable[[Session, Request], Reply]
 
 
@@ -62,25 +74,25 @@ ROWS = (
     Op(uapi.FUSE_LOOKUP, names.lookup),
     Op(uapi.FUSE_FORGET, names.forget, replies=False),
     Op(uapi.FUSE_GETATTR, attributes.getattr),
-    Op(uapi.FUSE_SETATTR, changes=True),
+    Op(uapi.FUSE_SETATTR, changing.setattr_, changes=True),
     Op(uapi.FUSE_READLINK, names.readlink),
-    Op(uapi.FUSE_SYMLINK, changes=True),
-    Op(uapi.FUSE_MKNOD, changes=True),
-    Op(uapi.FUSE_MKDIR, changes=True),
-    Op(uapi.FUSE_UNLINK, changes=True),
-    Op(uapi.FUSE_RMDIR, changes=True),
-    Op(uapi.FUSE_RENAME, changes=True),
-    Op(uapi.FUSE_LINK, changes=True),
+    Op(uapi.FUSE_SYMLINK, creating.symlink, changes=True),
+    Op(uapi.FUSE_MKNOD, creating.mknod, changes=True),
+    Op(uapi.FUSE_MKDIR, creating.mkdir, changes=True),
+    Op(uapi.FUSE_UNLINK, creating.unlink, changes=True),
+    Op(uapi.FUSE_RMDIR, creating.rmdir, changes=True),
+    Op(uapi.FUSE_RENAME, creating.rename, changes=True),
+    Op(uapi.FUSE_LINK, creating.link, changes=True),
     Op(uapi.FUSE_OPEN, files.open),
     Op(uapi.FUSE_READ, files.read),
-    Op(uapi.FUSE_WRITE, changes=True),
+    Op(uapi.FUSE_WRITE, writing.write, changes=True),
     Op(uapi.FUSE_STATFS, attributes.statfs),
     Op(uapi.FUSE_RELEASE, files.release),
     Op(uapi.FUSE_FSYNC, files.fsync, waits=True),
-    Op(uapi.FUSE_SETXATTR, changes=True),
+    Op(uapi.FUSE_SETXATTR, changing.setxattr, changes=True),
     Op(uapi.FUSE_GETXATTR, xattrs.getxattr),
     Op(uapi.FUSE_LISTXATTR, xattrs.listxattr),
-    Op(uapi.FUSE_REMOVEXATTR, changes=True),
+    Op(uapi.FUSE_REMOVEXATTR, changing.removexattr, changes=True),
     Op(uapi.FUSE_FLUSH, files.flush),
     Op(uapi.FUSE_INIT, connection.init),
     Op(uapi.FUSE_OPENDIR, directories.opendir),
@@ -91,7 +103,7 @@ ROWS = (
     Op(uapi.FUSE_SETLK),
     Op(uapi.FUSE_SETLKW),
     Op(uapi.FUSE_ACCESS, connection.never_again),
-    Op(uapi.FUSE_CREATE, changes=True),
+    Op(uapi.FUSE_CREATE, creating.create, changes=True),
     Op(uapi.FUSE_INTERRUPT, connection.never_again),
     Op(uapi.FUSE_BMAP, files.bmap),
     Op(uapi.FUSE_DESTROY, connection.destroy, waits=True),
@@ -99,15 +111,15 @@ ROWS = (
     Op(uapi.FUSE_POLL, connection.never_again),
     Op(uapi.FUSE_NOTIFY_REPLY, connection.ignore, replies=False),
     Op(uapi.FUSE_BATCH_FORGET, names.batch_forget, replies=False),
-    Op(uapi.FUSE_FALLOCATE, changes=True),
+    Op(uapi.FUSE_FALLOCATE, writing.fallocate, changes=True),
     Op(uapi.FUSE_READDIRPLUS, directories.readdirplus),
-    Op(uapi.FUSE_RENAME2, changes=True),
+    Op(uapi.FUSE_RENAME2, creating.rename2, changes=True),
     Op(uapi.FUSE_LSEEK, files.lseek),
     Op(uapi.FUSE_COPY_FILE_RANGE, changes=True),
     Op(uapi.FUSE_SETUPMAPPING),
     Op(uapi.FUSE_REMOVEMAPPING),
     Op(uapi.FUSE_SYNCFS, connection.syncfs, waits=True),
-    Op(uapi.FUSE_TMPFILE, changes=True),
+    Op(uapi.FUSE_TMPFILE, creating.tmpfile, changes=True),
     Op(uapi.FUSE_STATX, attributes.statx),
     Op(uapi.FUSE_COPY_FILE_RANGE_64, changes=True),
 )

@@ -15,20 +15,30 @@ import contextlib
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from fusewire import fileio, log, ops, uapi, wire
 from fusewire.blockdev import BlockDevice, BlockReader, Fetched
+from fusewire.committer import Committer, Log
+from fusewire.ext4 import mountstate
 from fusewire.ext4.blocks import BlockMiss
 from fusewire.ext4.errors import Corrupt, Refused, Unsupported, errno_of
+from fusewire.ext4.transaction import CommitFirst
 from fusewire.fileio import Plan
+from fusewire.filewrite import WritePlan
+from fusewire.handlers import housekeeping
 from fusewire.ops import NotServed, Op
-from fusewire.session import Session
+from fusewire.session import Durable, Final, Session
 from fusewire.wire import Pieces, ProtocolError, Request
 from fusewire.wirelog import WireLog
 from fusewire.workers import Workers
 
+COMMIT_SECONDS = 5      # how long a change may wait until it is durable, if nobody asks
+TICK_SECONDS = 1.0
+BATCH_SHARE = 2         # a batch is sent off when it has this part of what the journal takes
 DRAIN_MOST = 32         # requests per wake-up: one wake-up each costs 1 µs more, more would starve the other events
 WAITING_MOST = 1024     # requests that wait; the kernel sends 64 in the background, the others are a process each
 ATTEMPTS_MOST = 10_000  # runs of one operation; the largest directory of the longest search needs a few hundred
@@ -41,25 +51,38 @@ _GONE = frozenset((errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN, errno.EPERM
 _AGAIN = frozenset((errno.ENOENT, errno.EINTR))    # the request was taken back before it was read
 
 
+Step = Callable[[], ops.Reply]
+
+
 class Starved(Exception):
     """An operation that never had all its blocks at once: the cache is too small for it, or the core loops."""
 
 
 class Waiter:
-    """A request that waits for blocks: how often it was run and how many fetches it still waits for."""
+    """A step that waits: how often it was run, and how many fetches it still waits for.
 
-    __slots__ = ("attempts", "fetches", "request")
+    ``request`` is answered with what the step returns; it is None for work that nobody has asked for.
+    """
 
-    def __init__(self, request: Request) -> None:
-        self.request = request.detach()
+    __slots__ = ("attempts", "fetches", "request", "step")
+
+    def __init__(self, request: Request | None, step: Step) -> None:
+        self.request = request
+        self.step = step
         self.attempts = 0
         self.fetches = 0
+
+
+def _nothing(_failure: OSError | None) -> None:
+    """Nobody waits for this batch; a failure is logged and turns the file system read-only."""
 
 
 class Server:
     """Serves one session on one fd, a mounted ``/dev/fuse`` or the socket of a test that plays the kernel."""
 
-    def __init__(self, fd: int, session: Session, device: BlockDevice, wirelog: WireLog | None = None) -> None:
+    def __init__(self, fd: int, session: Session, device: BlockDevice, wirelog: WireLog | None = None,
+                 journal: Log | None = None, commit_seconds: int = COMMIT_SECONDS) -> None:
+        """Serve ``session`` on ``fd``; ``journal`` is that of a file system that may be changed, if it has one."""
         self._fd = fd
         self._session = session
         self._device = device
@@ -75,6 +98,12 @@ class Server:
         self._fetching: dict[int, list[Waiter]] = {}    # block → who waits for it
         self._reading = False
         self._home = 0                      # the loop's thread
+        self._committer = Committer(session.fs, device, journal, self._post) if session.fs.writing else None
+        self._commit_seconds = commit_seconds
+        self._background = 0                # steps that wait and that nobody has asked for
+        self._quiet: asyncio.Future[None] | None = None     # told when there are none
+        self._last: asyncio.Future[None] | None = None      # the answer to DESTROY
+        self._aging, self._age = 0, 0       # the open batch when it was last looked at, and how many seconds ago
         self._logged: set[object] = set()   # what is logged once
         self._bounds: dict[str, log.Bounded] = {}
 
@@ -86,13 +115,54 @@ class Server:
         self._home = threading.get_ident()
         self._ended: asyncio.Future[None] = self._loop.create_future()
         os.set_blocking(self._fd, False)
+        if self._committer is not None:
+            self._committer.on_failure = self._turn_read_only
+            self._committer.start(mountstate.in_use(self._session.fs, int(time.time()), self._session.target))
+            self._loop.call_later(TICK_SECONDS, self._tick)
         self._resume()
         try:
             await self._ended
+            await self._put_away()
         finally:
             self._pause()
             self._fd = -1   # a thread that a dead device holds must not write to whatever gets this number next
             self._workers.stop(STOP_SECONDS)
+
+    async def _put_away(self) -> None:
+        """Everything that was done goes to its place, and the file system is marked clean; once."""
+        committer, session = self._committer, self._session
+        if committer is None:
+            return
+        self._pause()
+        session.lookups.clear()
+        for number in list(session.fs.writing.orphans if session.fs.writing else ()):
+            self._attempt(None, self._take_step, None, partial(housekeeping.release, session, number))
+        await self._until_quiet()
+        durable: asyncio.Future[OSError | None] = self._loop.create_future()
+        committer.commit(durable.set_result)
+        await durable
+        self._committer = None
+        if committer.failure is None:
+            committer.finish(mountstate.put_away(session.fs, int(time.time())))
+
+    async def _until_quiet(self) -> None:
+        """Until no work is left that nobody waits for."""
+        while self._background:
+            self._quiet = self._loop.create_future()
+            await self._quiet
+
+    async def _answer_last(self, reply: Final) -> None:
+        """DESTROY: the kernel's unmount returns when it is answered, so everything is done before."""
+        try:
+            await self._put_away()
+        except OSError as error:
+            log.error("not_put_away", error=str(error))
+        self._write((reply.reply,))
+        self._resume()
+
+    def _turn_read_only(self, _failure: OSError) -> None:
+        self._session.read_only = True
+        self._rows = ops.table(ops.ROWS, True)
 
     def stop(self) -> None:
         """Have ``serve`` return; requests that wait are left to the kernel, which ends them with the connection."""
@@ -103,14 +173,14 @@ class Server:
         """Answer INIT before the loop runs.  ``ProtocolError`` if it cannot be served."""
         if self._wirelog is not None:
             self._wirelog.request(message)
-        self._answer_init(wire.decode(memoryview(message), len(message)))
-
-    def _answer_init(self, request: Request) -> None:
         try:
-            self._finish(request, self._row_of(request.opcode).handler(self._session, request))
+            self._answer_init(wire.decode(memoryview(message), len(message)))
         except wire.Refused as refusal:
             self._write((refusal.reply,))
             raise
+
+    def _answer_init(self, request: Request) -> None:
+        self._finish(request, self._row_of(request.opcode).handler(self._session, request))
         agreed = self._session.negotiated
         if agreed is not None:
             self._shapes = wire.shapes_for(agreed.flags)
@@ -143,6 +213,8 @@ class Server:
                 self.stop()
                 return
             self._serve(length)
+            if self._committer is not None:
+                self._tidy_up()
             if len(self._waiting) >= WAITING_MOST:
                 self._pause()
                 return
@@ -169,47 +241,148 @@ class Server:
         try:
             step(*arguments)
         except Exception as error:
+            if arguments and type(arguments[0]) is Waiter and request is None:
+                self._leave(None)
             self._refuse(request, error)
 
     def _run(self, request: Request) -> None:
-        """Run the row; if blocks are missing that have to be waited for, leave the request waiting."""
-        try:
-            self._finish(request, self._row_of(request.opcode).handler(self._session, request))
-        except BlockMiss as miss:
-            waiter = self._waiting[request.unique] = Waiter(request)
-            self._run_again(waiter, miss)
-
-    def _run_again(self, waiter: Waiter, miss: BlockMiss) -> None:
-        """Fetch what is missing and run the row again, until the reply is made or has to wait."""
-        request = waiter.request
+        """Run the row; if something is missing that has to be waited for, leave the request waiting."""
         handler = self._row_of(request.opcode).handler
+        try:
+            reply = handler(self._session, request)
+        except (BlockMiss, CommitFirst) as miss:
+            detached = request.detach()
+            self._wait(Waiter(detached, partial(handler, self._session, detached)), miss)
+            return
+        self._finish(request, reply)
+
+    def _take_step(self, request: Request | None, step: Step) -> None:
+        """Take a further step of a request, or work that nobody has asked for."""
+        try:
+            reply = step()
+        except (BlockMiss, CommitFirst) as miss:
+            self._wait(Waiter(request, step), miss)
+            return
+        self._finish(request, reply)
+
+    def _wait(self, waiter: Waiter, miss: BlockMiss | CommitFirst) -> None:
+        if waiter.request is not None:
+            self._waiting[waiter.request.unique] = waiter
+        else:
+            self._background += 1
+        self._run_again(waiter, miss)
+
+    def _run_again(self, waiter: Waiter, miss: BlockMiss | CommitFirst) -> None:
+        """Fetch what is missing and take the step again, until the reply is made or has to wait."""
+        request = waiter.request
         for _ in range(INLINE_ATTEMPTS):
             waiter.attempts += 1
             if waiter.attempts > ATTEMPTS_MOST:
                 raise Starved(f"{waiter.attempts} runs")
+            if isinstance(miss, CommitFirst):
+                self._commit_first(waiter)
+                return
             if self._fetch(waiter, miss):
                 return
             try:
-                reply = handler(self._session, request)
-            except BlockMiss as further:
+                reply = waiter.step()
+            except (BlockMiss, CommitFirst) as further:
                 miss = further
                 continue
-            self._take(request.unique)
+            self._leave(request)
             self._finish(request, reply)
             return
         self._loop.call_soon(self._attempt, request, self._run_again, waiter, miss)
 
+    def _leave(self, request: Request | None) -> None:
+        """A step that waited has ended."""
+        if request is not None:
+            self._take(request.unique)
+            return
+        self._background -= 1
+        if not self._background and self._quiet is not None and not self._quiet.done():
+            self._quiet.set_result(None)
+
     def _row_of(self, opcode: int) -> Op:
         return self._rows.get(opcode, ops.UNKNOWN)
 
-    def _finish(self, request: Request, reply: ops.Reply) -> None:
-        """Send what a handler returned."""
+    def _finish(self, request: Request | None, reply: ops.Reply) -> None:
+        """Send what a handler returned, or do what it asks for first."""
         if type(reply) is bytes:
             self._write((reply,))
         elif type(reply) is tuple:
             self._write(reply)
         elif type(reply) is Plan:
+            assert request is not None
             self._send_data(request, reply)
+        elif type(reply) is WritePlan:
+            for address, pieces in reply.writes:
+                self._device.write(address, pieces)
+            self._take_step(request, reply.then)
+        elif type(reply) is Durable:
+            self._send_when_durable(request, reply)
+        elif type(reply) is Final:
+            self._last = asyncio.ensure_future(self._answer_last(reply))
+
+    # --- Changes ------------------------------------------------------------------------------------------------------
+
+    def _send_when_durable(self, request: Request | None, reply: Durable) -> None:
+        """Answer once all that was done until now is on the device, or with why it is not."""
+        assert self._committer is not None
+        if request is not None:
+            self._waiting[request.unique] = Waiter(request, lambda: None)
+
+        def told(failure: OSError | None) -> None:
+            if failure is not None:
+                self._refuse(request, failure)
+                return
+            if request is not None:
+                self._take(request.unique)
+            self._attempt(request, self._take_step, request, reply.then)
+
+        self._committer.commit(told)
+
+    def _commit_first(self, waiter: Waiter) -> None:
+        """Take the step again once the open batch is durable."""
+        if self._committer is None:
+            raise Starved("a change without a journal to take it")
+
+        def told(failure: OSError | None) -> None:
+            if failure is None:
+                self._resume_step(waiter)
+            else:
+                self._leave(waiter.request)
+                self._refuse(waiter.request, failure)
+
+        self._committer.commit(told)
+
+    def _resume_step(self, waiter: Waiter) -> None:
+        """Go on with a step that has what it waited for."""
+        self._attempt(waiter.request, self._run_again, waiter, BlockMiss(()))
+
+    def _tidy_up(self) -> None:
+        """After requests were served: free what nobody uses any more, and send off a batch that has grown large."""
+        session, committer = self._session, self._committer
+        while session.unused:
+            number = session.unused.pop()
+            self._attempt(None, self._take_step, None, partial(housekeeping.release, session, number))
+        writing = session.fs.writing
+        if committer is not None and writing is not None and committer.is_idle \
+                and len(writing.batch.blocks) * BATCH_SHARE > writing.batch_limit_blocks:
+            committer.commit(_nothing)
+
+    def _tick(self) -> None:
+        """Once a second: a batch that is old enough becomes durable."""
+        committer, writing = self._committer, self._session.fs.writing
+        if committer is None or writing is None or self._ended.done():
+            return
+        if writing.batch.is_empty or writing.batch.number != self._aging:
+            self._aging, self._age = writing.batch.number, 0
+        elif self._age + 1 < self._commit_seconds:
+            self._age += 1
+        else:
+            committer.commit(_nothing)
+        self._loop.call_later(TICK_SECONDS, self._tick)
 
     # --- Blocks -------------------------------------------------------------------------------------------------------
 
@@ -256,7 +429,7 @@ class Server:
             for waiter in self._fetching.pop(block, ()):
                 waiter.fetches -= 1
                 if not waiter.fetches:
-                    self._attempt(waiter.request, self._run_again, waiter, BlockMiss(()))
+                    self._resume_step(waiter)
 
     # --- File data ----------------------------------------------------------------------------------------------------
 
@@ -267,7 +440,7 @@ class Server:
         elif fileio.fill_now(self._device, plan, self._buffer):
             self._write(wire.reply_data(request.unique, self._buffer[plan.reply]))
         else:
-            self._waiting[request.unique] = Waiter(request)
+            self._waiting[request.unique] = Waiter(request, lambda: None)
             self._workers.submit(lambda buffer: self._attempt(request, self._send_from_thread, request, plan, buffer))
 
     def _send_from_thread(self, request: Request, plan: Plan, buffer: memoryview) -> None:
@@ -307,7 +480,9 @@ class Server:
         self._log(error, ops.name_of(opcode), node)
         if request is not None:
             self._take(request.unique)
-            if self._row_of(opcode).replies:
+            if isinstance(error, wire.Refused):
+                self._write((error.reply,))
+            elif self._row_of(opcode).replies:
                 self._write((wire.reply_error(request.unique, errno_of(error)),))
 
     def _refuse_malformed(self, error: ProtocolError) -> None:

@@ -7,6 +7,8 @@ S2  A lookup count rises by one for each entry that names a node in a reply, and
 
 import errno
 from array import array
+from collections.abc import Callable
+from typing import Any
 
 from fusewire.ext4 import units
 from fusewire.ext4.errors import Refused
@@ -69,15 +71,38 @@ class LookupCounts:
         return sum(page[PAGE_COUNTS] for page in self._pages.values())
 
 
+class Durable:
+    """A reply that waits until all that was done before it is durable; ``then`` makes it, and may be run again."""
+
+    __slots__ = ("then",)
+
+    def __init__(self, then: Callable[[], Any]) -> None:
+        self.then = then
+
+
+class Final:
+    """The reply to the last request: sent when the file system has been put away."""
+
+    __slots__ = ("reply",)
+
+    def __init__(self, reply: bytes) -> None:
+        self.reply = reply
+
+
 class Session:
     """One mounted file system as its handlers see it.
 
     Attributes:
         negotiated: what INIT agreed on; None until then.
         asks_open: whether the kernel shall send OPEN: only then can the open of a file without its key fail.
+        read_only: whether changes are refused: from the start, or since one could not be made durable.
+        target: where it is mounted, for the superblock.
+        unused: inodes without names that the kernel has forgotten; the server has them freed.
     """
 
-    def __init__(self, fs: Ext4, read_only: bool = True) -> None:
+    def __init__(self, fs: Ext4, read_only: bool = True, target: bytes = b"") -> None:
+        self.target = target
+        self.unused: list[int] = []
         self.fs = fs
         self.read_only = read_only
         self.lookups = LookupCounts()

@@ -8,24 +8,27 @@ C2  I/O goes to an image file itself, not to the loop device that the mount show
 import os
 import stat
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from fusewire import ioctl, loopdev, partition, sourcelock
+from fusewire import ioctl, loopdev, partition, sourcelock, writable
 from fusewire.arguments import Failure
-from fusewire.blockdev import BlockDevice, BlockReader
-from fusewire.ext4.blocks import BlockCache, BlockMiss
-from fusewire.ext4.errors import Corrupt, Ext4Error
+from fusewire.blockdev import BlockDevice
+from fusewire.committer import Log
+from fusewire.ext4.blocks import BlockCache
+from fusewire.ext4.errors import Corrupt, Ext4Error, Unsupported
 from fusewire.ext4.filesystem import DEFAULT_CACHE_BYTES, Ext4, Options
+from fusewire.ext4.journalfile import JournalFile
+from fusewire.ext4.recovery import Replay
 from fusewire.ext4.superblock import Superblock
 from fusewire.ext4.units import SUPERBLOCK_OFFSET_BYTES
 from fusewire.loopdev import LoopDevice, Part
 from fusewire.options import MountOptions
 from fusewire.sourcelock import SourceLock
+from fusewire.writable import Driver
 
 SUPERBLOCK_BYTES = 1024
 SUPERBLOCK_COPY_UNIT_BYTES = 1024   # of the option sb=
-SCRATCH_BYTES = 1 << 20
 LOOP_SECTOR_BYTES = 512
-MOUNT_READS_MOST = 1000             # waits for blocks before the mount; a sound file system needs three
 
 
 @dataclass(slots=True)
@@ -53,14 +56,15 @@ class Source:
 
 
 def open_source(name: str, options: MountOptions) -> Source:
-    """Lock and open a source.  ``Failure`` says in one line why it cannot be used."""
+    """Lock and open a source, for writing if the options say so.  ``Failure`` tells why it cannot be used."""
     path = os.path.realpath(name)
+    write = options.access == "rw"
     try:
-        lock = sourcelock.lock_source(path, write=False)
+        lock = sourcelock.lock_source(path, write=write)
     except loopdev.SourceError as error:
         raise Failure(_named(str(error), path, name)) from error
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC)
         start, size = _place(name, fd, options)
         device = BlockDevice(fd, start, size)
     except OSError as error:
@@ -91,50 +95,108 @@ def _place(name: str, fd: int, options: MountOptions) -> tuple[int, int]:
     return found.offset_bytes, min(found.size_bytes, limit) if limit else found.size_bytes
 
 
-def attach_loop(source: Source) -> None:
+def attach_loop(source: Source, read_only: bool) -> None:
     """Put an image behind a loop device, for a ``fuseblk`` mount.  ``Failure`` if there is none to be had."""
     device = source.device
-    part = Part(device.start_bytes, device.size_bytes - device.size_bytes % LOOP_SECTOR_BYTES, read_only=True)
+    part = Part(device.start_bytes, device.size_bytes - device.size_bytes % LOOP_SECTOR_BYTES, read_only=read_only)
     try:
         source.loop = loopdev.attach(source.lock.fd, source.path, part)
     except loopdev.SourceError as error:
         raise Failure(_named(str(error), source.path, source.name)) from error
 
 
-def open_file_system(source: Source, options: MountOptions) -> Ext4:
-    """The file system in a source, its root directory checked.  ``Failure`` names the structure that is wrong."""
-    structure = "superblock"
+class Opened(NamedTuple):
+    """A file system ready to be served, and the log of one that may be changed."""
+
+    fs: Ext4
+    log: Log | None
+    notes: list[str]
+
+
+def open_file_system(source: Source, options: MountOptions) -> Opened:
+    """The file system in a source, replayed if need be, its root directory checked, changeable if it shall be.
+
+    ``Failure`` names the structure that is wrong.
+    """
+    progress = _Progress()
     try:
-        superblock = Superblock.parse(_read_superblock(source.device, options), source.device.size_bytes)
-        geometry = superblock.geometry
-        limit = options.cache_bytes or DEFAULT_CACHE_BYTES
-        fs = Ext4(superblock, BlockCache(geometry.block_bytes, geometry.blocks, limit),
-                  Options(options.noload, options.minixdf, options.user_xattr, options.acl))
-        structure = "root directory"
-        _check(fs, source.device)
+        return _open(source, options, progress)
     except (Ext4Error, OSError) as error:
         reason = loopdev.reason(error) if isinstance(error, OSError) else str(error)
-        where = f"{structure}: " if isinstance(error, Corrupt | OSError) or structure == "superblock" else ""
+        named = isinstance(error, Corrupt | OSError) or progress.structure == "superblock"
+        where = f"{progress.structure}: " if named else ""
         raise Failure(f"{source.name}: {where}{reason}") from error
-    return fs
+
+
+class _Progress:
+    """What is being read, for the message of an error."""
+
+    structure = "superblock"
+
+
+def _open(source: Source, options: MountOptions, progress: _Progress) -> Opened:
+    write, notes = options.access == "rw", []
+    driver = _driver(source, options)
+    why_not = writable.why_read_only(driver.fs) if write else None
+    if why_not is not None:
+        raise Failure(f"{source.name}: cannot be written: {why_not}; mount with -o ro")
+    progress.structure = "journal"
+    log = None
+    if (write or driver.fs.superblock.needs_recovery) and not options.noload:
+        found = writable.replay_of(driver)
+        if found is not None:
+            file, replay = found
+            if replay.transactions:
+                notes.append(f"replayed {len(replay.transactions)} transactions, {len(replay)} blocks, of the journal")
+            if write:
+                driver = _replayed_home(source, options, driver, found)
+                log = writable.start_log(driver, file, replay)
+            else:
+                driver = _replayed_in_memory(source, options, driver, replay)
+    progress.structure = "root directory"
+    driver.run(driver.fs.check)
+    if write:
+        progress.structure = "groups"
+        writable.start_writing(driver, log)
+    return Opened(driver.fs, log, notes)
+
+
+def _driver(source: Source, options: MountOptions) -> Driver:
+    """The file system as it stands on the device."""
+    superblock = Superblock.parse(_read_superblock(source.device, options), source.device.size_bytes)
+    geometry = superblock.geometry
+    limit = options.cache_bytes or DEFAULT_CACHE_BYTES
+    fs = Ext4(superblock, BlockCache(geometry.block_bytes, geometry.blocks, limit),
+              Options(noload=True, minixdf=options.minixdf, user_xattr=options.user_xattr, acl=options.acl))
+    return Driver(source.device, fs)
+
+
+def _replayed_home(source: Source, options: MountOptions, driver: Driver, found: tuple[JournalFile, Replay]) -> Driver:
+    file, replay = found
+    if replay.transactions:
+        writable.replay_home(driver, file, replay)
+        return _driver(source, options)
+    return driver
+
+
+def _replayed_in_memory(source: Source, options: MountOptions, driver: Driver, replay: Replay) -> Driver:
+    """The file system as it would be after the replay, without a byte written."""
+    place = driver.fs.geometry.block_of(SUPERBLOCK_OFFSET_BYTES)
+    within = driver.fs.geometry.within_block(SUPERBLOCK_OFFSET_BYTES)
+    raw = replay.content(place)
+    if replay.fast_commits is not None and any(True for _ in replay.fast_commits):
+        raise Unsupported("the journal holds fast commits, which are not replayed yet; mount it once with the kernel, "
+                          "or see it unreplayed with -o ro,noload")
+    if raw is not None:
+        superblock = Superblock.parse(raw[within:within + SUPERBLOCK_BYTES], source.device.size_bytes)
+        driver = Driver(source.device, Ext4(superblock, driver.fs.cache, driver.fs.options))
+    replay.overlay(driver.fs.cache)
+    return driver
 
 
 def _read_superblock(device: BlockDevice, options: MountOptions) -> bytes:
     at = SUPERBLOCK_OFFSET_BYTES if options.superblock == 1 else options.superblock * SUPERBLOCK_COPY_UNIT_BYTES
     return device.read(at, SUPERBLOCK_BYTES)
-
-
-def _check(fs: Ext4, device: BlockDevice) -> None:
-    """``fs.check`` with blocks read as it asks for them."""
-    reader = BlockReader(device, fs.geometry, memoryview(bytearray(SCRATCH_BYTES)))
-    for _ in range(MOUNT_READS_MOST):
-        try:
-            fs.check()
-        except BlockMiss as miss:
-            fs.cache.admit(reader.read(miss.runs))
-        else:
-            return
-    raise OSError(0, "the root directory cannot be read")
 
 
 def can_be_fuseblk(source: Source, options: MountOptions, is_root: bool) -> bool:
