@@ -93,7 +93,10 @@ def _verify(fs: "Ext4", inode: Inode, data: bytes) -> None:
 
 
 def _decode_entries(area: bytes, start: int, **where: object) -> tuple[Entry, ...]:
-    """The entries from ``start`` up to four zero bytes; value offsets count from the start of ``area``."""
+    """The entries from ``start`` up to four zero bytes; value offsets count from the start of ``area``.
+
+    Values that overlap would be kept once per entry: a block of 64 KiB could then ask for 100 MiB.
+    """
     rows, at = [], start
     while at + _PAD <= len(area) and area[at:at + _PAD] != bytes(_PAD):
         if at + layout.XATTR_ENTRY.size > len(area):
@@ -107,6 +110,8 @@ def _decode_entries(area: bytes, start: int, **where: object) -> tuple[Entry, ..
         at = (name_end + _PAD - 1) & -_PAD
     if at + _PAD > len(area):
         raise Corrupt(Check.XATTR_ENTRY, offset=at, **where)
+    if sum(row[4] for row, _ in rows if not row[3]) > len(area):
+        raise Corrupt(Check.XATTR_ENTRY, values="overlap", **where)
     return tuple(_entry(area, at + _PAD, row, name, where) for row, name in rows)
 
 
