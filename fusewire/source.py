@@ -67,12 +67,11 @@ def open_source(name: str, options: MountOptions) -> Source:
         fd = os.open(path, (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC)
         start, size = _place(name, fd, options)
         device = BlockDevice(fd, start, size)
-    except OSError as error:
+    except (OSError, Failure) as error:
         lock.release()
+        if isinstance(error, Failure):
+            raise
         raise Failure(f"{name}: {loopdev.reason(error)}") from error
-    except BaseException:
-        lock.release()
-        raise
     return Source(name, path, lock, device, lock.is_device)
 
 

@@ -115,6 +115,8 @@ def _load_ffi() -> Any:
 
 
 _ffi = _load_ffi()
+# Only the generated module refuses a struct that was not declared; parsed in-line, any struct may be named.
+_NO_SUCH_TYPE: tuple[type[Exception], ...] = (_ffi.error,) if hasattr(_ffi, "error") else ()
 
 
 def _integer_constant(name: str) -> int | None:
@@ -174,7 +176,7 @@ def _find(name: str, suffix: str) -> Codec | int | None:
     tag = name if name.startswith("cuse_") else f"fuse_{name}"
     try:
         ctype = _ffi.typeof(f"struct {tag}{suffix}")
-    except Exception:  # cffi's own error class, another one in each of its modes
+    except _NO_SUCH_TYPE:
         return None
     if ctype.fields is None:  # parsed in-line, any struct may be named; this one was never declared
         return None

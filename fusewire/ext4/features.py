@@ -19,6 +19,8 @@ class Policy(Enum):
 
 
 class Row(NamedTuple):
+    """One feature: its name in mke2fs, its bit, the word it stands in, and what we do with it."""
+
     title: str
     mask: int
     group: str  # compat, ro_compat or incompat
