@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from . import directory, fscrypt, inlinedata, inode, iomap
 from .errors import Check, Corrupt, Refused
+from .features import Feature
 from .inode import Inode
 from .units import ROOT_INODE, InodeNumber
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 NAME_BYTES = 255
 FAST_SYMLINK_BYTES = 60
+PATH_BYTES = 4096  # PATH_MAX of <linux/limits.h>: no path that is followed is as long
 
 
 def lookup(fs: "Ext4", parent: Inode, name: bytes) -> InodeNumber:
@@ -49,7 +51,7 @@ def readlink(fs: "Ext4", link: Inode) -> bytes:
     target = _target(fs, link)
     if link.is_encrypted:
         return fscrypt.symlink_target(target)
-    if not target or b"\0" in target:
+    if not target or b"\0" in target or len(target) >= PATH_BYTES:
         raise Corrupt(Check.SYMLINK_SIZE, inode=link.number, size=link.size)
     return target
 
@@ -74,8 +76,13 @@ def _target(fs: "Ext4", link: Inode) -> bytes:
 
 
 def _is_fast(fs: "Ext4", link: Inode) -> bool:
-    """Whether the target stands in the block array: the link owns no block but, perhaps, one of attributes."""
+    """Whether the target stands in the block array: the link owns no block but, perhaps, one of attributes.
+
+    With ea_inode, values in inodes of their own count as the link's blocks too, so its size has to tell.
+    """
     if link.has_extents:
         return False
+    if Feature.EA_INODE in fs.superblock.features:
+        return 0 < link.size < FAST_SYMLINK_BYTES
     attribute_sectors = fs.geometry.cluster_sectors() if link.file_acl else 0
     return link.sectors == attribute_sectors
