@@ -138,9 +138,14 @@ def mount_point() -> Iterator[Path]:
 
 @contextmanager
 def kernel_mount(image: Path, options: str = "ro,noatime") -> Iterator[Mount]:
-    """``image`` mounted by the kernel's ext4 through a loop device."""
+    """``image`` mounted by the kernel's ext4 through a loop device, also when another loop device has the image."""
+    read_only = ["-r"] if "ro" in options.split(",") else []
     with mount_point() as target:
-        run("mount", "-t", "ext4", "-o", f"loop,{options}", image, target)
+        device = run("losetup", *read_only, "-f", "--show", image).stdout.strip()
+        try:
+            run("mount", "-t", "ext4", "-o", options, device, target)
+        finally:
+            run("losetup", "-d", device)  # while it is mounted: goes away with the mount
         try:
             yield Mount(target, image)
         finally:
