@@ -12,7 +12,7 @@ import errno
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import casefold, checksum, dirblock, dirhash, fscrypt, htree, inlinedata, iomap, xattrstore
+from . import blockmap, casefold, checksum, dirblock, dirhash, extents, fscrypt, htree, inlinedata, iomap, xattrstore
 from .blocks import BlockMiss
 from .dirblock import DirBlock, Entry
 from .errors import Check, Corrupt, Refused
@@ -243,10 +243,14 @@ def _decode(fs: "Ext4", directory: Inode, data: bytes, base: int = 0, **where: o
 
 
 def _device_block(fs: "Ext4", directory: Inode, file_block: int) -> int:
-    run = iomap.find(fs, directory, file_block)
-    if run.start is None or run.unwritten:
+    if directory.has_extents:
+        place = extents.device_block(fs, directory, file_block)
+    else:
+        run = blockmap.find(fs, directory, file_block)
+        place = None if run.start is None else run.start + file_block - run.file_block
+    if place is None:
         raise Corrupt(Check.DIRECTORY_HOLE, inode=directory.number, file_block=file_block)
-    return run.start + file_block - run.file_block
+    return place
 
 
 def _read_ahead(fs: "Ext4", directory: Inode, file_block: int) -> None:

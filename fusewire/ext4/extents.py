@@ -62,6 +62,20 @@ def find(fs: "Ext4", inode: Inode, file_block: int) -> Run:
     return _find_in_leaf(node, file_block)
 
 
+def device_block(fs: "Ext4", inode: Inode, file_block: int) -> int | None:
+    """The device block of one file block, None for a hole and what is unwritten: ``find`` for who wants no run."""
+    node = inode.mapping
+    if node is None or node.depth:
+        run = find(fs, inode, file_block)
+        return None if run.start is None or run.unwritten else run.start + file_block - run.file_block
+    index = bisect_right(node.firsts, file_block) - 1
+    within = file_block - node.firsts[index] if index >= 0 else 0
+    if index < 0 or within >= node.counts[index] or node.unwritten[index]:
+        return None
+    place: int = node.starts[index] + within
+    return place
+
+
 def _find_in_leaf(node: Node, file_block: int) -> Run:
     index = bisect_right(node.firsts, file_block) - 1
     if index >= 0:

@@ -30,6 +30,8 @@ class Row(NamedTuple):
 class Feature(Row, Enum):
     """Every feature that has a name; unknown compat bits are harmless, the other unknown bits decide the mount."""
 
+    __hash__ = object.__hash__  # members are unique; asking a set for one is on every operation's way
+
     DIR_PREALLOC = ("dir_prealloc", 0x1, "compat", Policy.WRITE)
     IMAGIC_INODES = ("imagic_inodes", 0x2, "compat", Policy.READ)
     HAS_JOURNAL = ("has_journal", 0x4, "compat", Policy.WRITE)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 INODE_UNINIT = 1
 BLOCK_UNINIT = 2
 WIDE_BYTES = 64
+_U16 = struct.Struct("<H")
 # where a field's low and high halves stand in the descriptor
 _PLACES: dict[str, tuple[int, int | None]] = {
     "free_blocks": (0x0C, 0x2C), "free_inodes": (0x0E, 0x2E), "used_dirs": (0x10, 0x30), "flags": (0x12, None),
@@ -65,11 +66,12 @@ def change(tx: "Transaction", group: int, **fields: int) -> None:
     block, offset = tx.superblock.descriptor_block(group)
     load(tx, group)
     entry = tx.edit_keeping(block)
+    wide = tx.geometry.group_desc_bytes >= WIDE_BYTES
     for name, value in fields.items():
         low, high = _PLACES[name]
-        struct.pack_into("<H", entry.data, offset + low, value & 0xFFFF)
-        if high is not None and tx.geometry.group_desc_bytes >= WIDE_BYTES:
-            struct.pack_into("<H", entry.data, offset + high, value >> 16)
+        _U16.pack_into(entry.data, offset + low, value & 0xFFFF)
+        if high is not None and wide:
+            _U16.pack_into(entry.data, offset + high, value >> 16)
     entry.views["group", group] = GroupDesc(bytes(entry.data[offset:offset + tx.geometry.group_desc_bytes]),
                                             tx.is_64bit)
     seed, uuid, geometry = tx.superblock.seed, tx.superblock.uuid, tx.geometry

@@ -37,6 +37,7 @@ DEVICES = frozenset((stat.S_IFCHR, stat.S_IFBLK))
 _EXTRA_FIELDS = tuple((name, layout.INODE_EXTRA.offsets[name]) for name in layout.INODE_EXTRA.fields[2:])
 
 Time = tuple[int, int]  # seconds since 1970, nanoseconds
+NEVER: Time = (0, 0)
 
 
 class Inode:
@@ -75,6 +76,14 @@ class Inode:
     mapping: Any
     attributes: Any
 
+    def clone(self) -> "Inode":
+        """A copy to be changed; what was made from the inode by layers above is not copied."""
+        new = Inode()
+        for name in _COPIED:
+            setattr(new, name, getattr(self, name))
+        new.memo = None
+        return new
+
     @property
     def is_dir(self) -> bool:
         return self.kind == stat.S_IFDIR
@@ -106,6 +115,22 @@ class Inode:
     @property
     def has_extents(self) -> bool:
         return bool(self.flags & FLAG_EXTENTS)
+
+
+def blank(number: InodeNumber, extra_isize: int) -> Inode:
+    """An inode of which nothing is known but how far its fields reach behind the first 128 bytes."""
+    new = Inode()
+    for name in _COPIED:
+        setattr(new, name, 0)
+    new.number, new.extra_isize, new.raw, new.block = number, extra_isize, b"", bytes(60)
+    new.atime = new.ctime = new.mtime = NEVER
+    new.crtime = None
+    new.rdev = (0, 0)
+    new.memo = new.mapping = new.attributes = None
+    return new
+
+
+_COPIED = tuple(name for name in Inode.__slots__ if name != "memo")
 
 
 def load(fs: "Ext4", number: int) -> Inode:

@@ -3,7 +3,6 @@
 Only known fields are patched in place; bytes that we do not understand survive.
 """
 
-import copy
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -32,30 +31,46 @@ def change(tx: "Transaction", old: Inode, **fields: Any) -> Inode:
     the bytes behind the fields, where attributes are stored.
     """
     block, offset = place(tx, old.number)
-    entry = tx.edit_keeping(block)
-    new = copy.copy(old)
-    new.memo = None
-    raw = bytearray(entry.data[offset:offset + tx.geometry.inode_bytes])
-    for name, value in fields.items():
-        _STORES[name](tx, new, raw, value)
-    new.raw = bytes(raw)
-    entry.data[offset:offset + len(raw)] = raw
-    _replace(tx, block, offset, new)
-    return new
+    data = tx.edit_keeping(block).data
+    return _store(tx, old.clone(), data[offset:offset + tx.geometry.inode_bytes], fields)
 
 
 def create(tx: "Transaction", number: int, mode: int, **fields: Any) -> Inode:
     """Start a new inode in an unused place: all zero, then ``mode`` and the fields of ``change``; times are now."""
-    block, offset = place(tx, number)
-    size = tx.geometry.inode_bytes
-    entry = tx.edit_keeping(block)
-    raw = bytearray(size)
-    if size > BASE_BYTES:
+    raw = bytearray(tx.geometry.inode_bytes)
+    if len(raw) > BASE_BYTES:
         _U16.pack_into(raw, BASE_BYTES, extra_bytes(tx))
-    entry.data[offset:offset + size] = raw
-    new = inode.decode(tx, InodeNumber(number), bytes(raw))
+    new = inode.blank(InodeNumber(number), len(raw) > BASE_BYTES and extra_bytes(tx))
     now = tx.now
-    return change(tx, new, **{"mode": mode, "atime": now, "ctime": now, "mtime": now, "crtime": now, **fields})
+    return _store(tx, new, raw, {"mode": mode, "atime": now, "ctime": now, "mtime": now, "crtime": now, **fields})
+
+
+def _store(tx: "Transaction", new: Inode, raw: bytearray, fields: dict[str, Any]) -> Inode:
+    """Patch the fields into a record, and put it and the view of it in place."""
+    for name, value in fields.items():
+        _STORES[name](tx, new, raw, value)
+    new.raw = bytes(raw)
+    block, offset = place(tx, new.number)
+    entry = tx.edit_keeping(block)
+    entry.data[offset:offset + len(raw)] = raw
+    entry.views[new.number] = new
+    if tx.has_checksums:
+        number, seed = new.number, tx.superblock.seed
+        size = len(raw)
+
+        def seal(data: bytearray, _read: object) -> None:
+            record = data[offset:offset + size]
+            checksum.seal_inode(record, number, seed)
+            data[offset:offset + size] = record
+
+        entry.seals[number] = seal
+    else:
+        entry.seals[new.number] = _nothing
+    return new
+
+
+def _nothing(_data: bytearray, _read: object) -> None:
+    """Nothing is sealed where there are no checksums."""
 
 
 def extra_bytes(tx: "Transaction") -> int:
@@ -74,21 +89,6 @@ def place(tx: "Transaction", number: int) -> tuple[int, int]:
         table = tx.tables[in_group] = group.load(tx, in_group).inode_table
     block, offset = tx.geometry.inode_place(index)
     return table + block, offset
-
-
-def _replace(tx: "Transaction", block: int, offset: int, new: Inode) -> None:
-    """The view of the inode in its block, and how its checksum is computed when the batch closes."""
-    number, seed, size = new.number, tx.superblock.seed, tx.geometry.inode_bytes
-    checked = tx.has_checksums
-    tx.edit_keeping(block).views[number] = new
-
-    def seal(data: bytearray, _read: object) -> None:
-        if checked:
-            record = bytearray(data[offset:offset + size])
-            checksum.seal_inode(record, number, seed)
-            data[offset:offset + size] = record
-
-    tx.seal(block, number, seal)
 
 
 def _u16(raw: bytearray, name: str, value: int) -> None:

@@ -29,6 +29,7 @@ class Superblock:
         self.fields = fields
         self.features = features
         self.geometry = geometry
+        self._descriptors: dict[int, tuple[int, int]] = {}
         self.uuid: bytes = fields["uuid"]
         self.label: bytes = fields["volume_name"].split(b"\0", 1)[0]
         self.seed = fields["checksum_seed"] if Feature.CSUM_SEED in features else checksum.seed_of(self.uuid)
@@ -96,6 +97,12 @@ class Superblock:
 
     def descriptor_block(self, group: int) -> tuple[int, int]:
         """(block, byte offset in it) of a group's descriptor; kernel documentation, ext4, "Meta Block Groups"."""
+        found = self._descriptors.get(group)
+        if found is None:
+            found = self._descriptors[group] = self._descriptor_block(group)
+        return found
+
+    def _descriptor_block(self, group: int) -> tuple[int, int]:
         geometry = self.geometry
         table_block, index = divmod(group, geometry.descs_per_block())
         offset = index * geometry.group_desc_bytes
