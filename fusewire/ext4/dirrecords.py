@@ -132,14 +132,21 @@ def point(data: bytearray, names: DirBlock, free: Room, link: Link) -> DirBlock:
     return _views(names, entries, by_name)
 
 
-def links(data: bytes, end: int) -> Iterator[Link]:
-    """The names of a block whose records were checked already."""
+def links(data: bytes, end: int) -> Iterator[tuple[Link, int]]:
+    """The names of a block whose records were checked already, and the lengths of their records."""
     at = 0
     while at < end:
-        inode, length, name_bytes, file_type = _HEAD.unpack_from(data, at)
+        inode, stored, name_bytes, file_type = _HEAD.unpack_from(data, at)
+        length = _length(stored, len(data))
         if inode:
-            yield Link(bytes(data[at + HEAD_BYTES:at + HEAD_BYTES + name_bytes]), inode, file_type)
-        at += _length(length, len(data))
+            yield Link(bytes(data[at + HEAD_BYTES:at + HEAD_BYTES + name_bytes]), inode, file_type), length
+        at += length
+
+
+def take(data: bytearray, records: bytes, last: int, end: int) -> None:
+    """Put records of another block to the front of an empty one; the one at ``last`` of them gets all that is left."""
+    data[:len(records)] = records
+    _put_length(data, last, end - last)
 
 
 def fill(data: bytearray, end: int, content: Iterable[Link]) -> None:

@@ -78,8 +78,8 @@ def room(fs: "Ext4", of: Inode, file_block: int) -> Room:
     return found
 
 
-def links(fs: "Ext4", of: Inode, file_block: int) -> list[Link]:
-    """The names of a block as they were entered."""
+def links(fs: "Ext4", of: Inode, file_block: int) -> list[tuple[Link, int]]:
+    """The names of a block as they were entered, each with the length of its record in bytes."""
     names(fs, of, file_block)
     return list(dirrecords.links(fs.cache.read(device_block(fs, of, file_block)), records_end(fs)))
 
@@ -88,6 +88,22 @@ def fill(tx: "Transaction", of: Inode, file_block: int, content: list[Link]) -> 
     """Let a block hold these names and no others."""
     block = device_block(tx, of, file_block)
     dirrecords.fill(tx.edit(block), records_end(tx), content)
+    seal(tx, of, block)
+
+
+def move_names(tx: "Transaction", of: Inode, file_block: int) -> None:
+    """Let a block hold what block 0 holds behind "." and "..", record by record.
+
+    Raises ``Corrupt(DIRENT_NAME)`` if those two are not in front there.
+    """
+    first, free = names(tx, of, 0).entries[:2], room(tx, of, 0)
+    if [entry.name for entry in first] != [b".", b".."] or len(free.starts) < 3 or first[1].end != free.starts[2]:
+        raise Corrupt(Check.DIRENT_NAME, inode=of.number, names=[entry.name for entry in first])
+    start, end = free.starts[2], records_end(tx)
+    moved = tx.cache.read(device_block(tx, of, 0))[start:end]
+    fill(tx, of, file_block, [])
+    block = device_block(tx, of, file_block)
+    dirrecords.take(tx.edit(block), moved, free.starts[-1] - start, end)
     seal(tx, of, block)
 
 

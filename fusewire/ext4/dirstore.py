@@ -142,7 +142,7 @@ def _add_linear(tx: "Transaction", of: Inode, link: Link) -> Inode:
             _none_before(tx, of, need, file_block)
             return of
     if blocks == 1 and htreestore.can_index(tx):
-        return htreestore.add(tx, htreestore.index(tx, of), link)
+        return htreestore.index(tx, of, link)
     of, new = dirspace.append(tx, of)
     dirspace.fill(tx, of, new, [link])
     _none_before(tx, of, need, new)

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import checksum, directory, dirhash, dirspace, htree, inodestore, layout
-from .dirrecords import Link, record_bytes
+from .dirrecords import Link
 from .errors import Check, Corrupt, Refused
 from .htree import CONTINUED, ENTRY_BYTES, NODE_ENTRIES_AT, ROOT_ENTRIES_AT, ROOT_INFO_AT, TAIL_BYTES, Node, Root
 from .inode import FLAG_INDEX, Inode
@@ -65,26 +65,24 @@ def can_index(fs: "Ext4") -> bool:
     return fs.has_dir_index and fs.superblock.fields["def_hash_version"] <= dirhash.TEA
 
 
-def index(tx: "Transaction", of: Inode) -> Inode:
-    """Turn a directory of one block into an indexed one: a root in block 0, and the names in a leaf, block 1."""
-    content = dirspace.links(tx, of, 0)
-    parent = next((link for link in content if link.name == b".."), None)
-    if parent is None:
-        raise Corrupt(Check.DIRENT_NAME, inode=of.number, name=b"..", found=False)
+def index(tx: "Transaction", of: Inode, link: Link) -> Inode:
+    """Turn a full directory of one block into an indexed one and enter a name: a root in block 0, two leaves behind."""
     of, leaf = dirspace.append(tx, of)
-    dirspace.fill(tx, of, leaf, [link for link in content if link.name not in (b".", b"..")])
+    dirspace.move_names(tx, of, leaf)
+    parent, file_type = dirspace.names(tx, of, 0).names[b".."].inode, 2 if tx.has_file_types else 0
     of = inodestore.change(tx, of, flags=of.flags | FLAG_INDEX)
     block = dirspace.device_block(tx, of, 0)
     data, size = tx.edit(block), tx.geometry.block_bytes
     data[:] = bytes(size)
-    _HEAD.pack_into(data, 0, of.number, DOT_BYTES, 1, parent.file_type)
+    _HEAD.pack_into(data, 0, of.number, DOT_BYTES, 1, file_type)
     data[8:9] = b"."
-    _HEAD.pack_into(data, DOT_BYTES, parent.inode, size - DOT_BYTES, 2, parent.file_type)
+    _HEAD.pack_into(data, DOT_BYTES, parent, size - DOT_BYTES, 2, file_type)
     data[DOT_BYTES + 8:DOT_BYTES + 10] = b".."
-    version = tx.superblock.fields["def_hash_version"]
-    layout.DX_ROOT_INFO.struct.pack_into(data, ROOT_INFO_AT, 0, version, layout.DX_ROOT_INFO.size, 0, 0)
-    _store_root(tx, of, Root(Node([0], [leaf]), tx.superblock.hash_version(version), 0))
-    return of
+    stored = tx.superblock.fields["def_hash_version"]
+    layout.DX_ROOT_INFO.struct.pack_into(data, ROOT_INFO_AT, 0, stored, layout.DX_ROOT_INFO.size, 0, 0)
+    root, version = Node([0], [leaf]), tx.superblock.hash_version(stored)
+    _store_root(tx, of, Root(root, version, 0))
+    return _split_leaf(tx, of, [Step(0, root, 0)], version, leaf, link)
 
 
 def _root(fs: "Ext4", of: Inode) -> Root:
@@ -111,16 +109,16 @@ def _path(fs: "Ext4", of: Inode, top: Root, value: int) -> list[Step]:
 
 def _split_leaf(tx: "Transaction", of: Inode, path: list[Step], version: int, leaf: int, link: Link) -> Inode:
     """Move the names with the higher hashes to a new leaf, and enter the name on its side."""
-    rows = sorted((_hash_of(tx, version, old.name), old) for old in dirspace.links(tx, of, leaf))
-    split = _middle(tx, [record_bytes(len(old.name)) for _, old in rows])
-    if not split:
-        dirspace.fill(tx, of, leaf, [old for _, old in rows])
+    rows = sorted((_hash_of(tx, version, old.name), old, length) for old, length in dirspace.links(tx, of, leaf))
+    if len(rows) < 2:
+        dirspace.fill(tx, of, leaf, [old for _, old, _ in rows])
         entered = dirspace.enter(tx, of, leaf, link)
-        assert entered, "two names at most are in any block that has no room for one"
+        assert entered, "a block with one name has room for another"
         return of
+    split = _middle(tx, [length for _, _, length in rows])
     of, new = dirspace.append(tx, of)
-    dirspace.fill(tx, of, leaf, [old for _, old in rows[:split]])
-    dirspace.fill(tx, of, new, [old for _, old in rows[split:]])
+    dirspace.fill(tx, of, leaf, [old for _, old, _ in rows[:split]])
+    dirspace.fill(tx, of, new, [old for _, old, _ in rows[split:]])
     border = rows[split][0]
     entered = dirspace.enter(tx, of, new if _hash_of(tx, version, link.name) >= border else leaf, link)
     assert entered, "each side of a split has room for any name"
@@ -128,16 +126,13 @@ def _split_leaf(tx: "Transaction", of: Inode, path: list[Step], version: int, le
     return _enter_above(tx, of, path, border | continued, new)
 
 
-def _middle(tx: "Transaction", sizes: list[int]) -> int:
-    """How many of a full leaf's names stay, so that neither side is more than half full; 0: it is not full at all,
-    only in pieces."""
-    capacity, moved, split = tx.geometry.block_bytes, 0, len(sizes)
-    if sum(sizes) <= capacity // 2:
-        return 0
-    while split and moved + sizes[split - 1] // 2 <= capacity // 2:
+def _middle(tx: "Transaction", lengths: list[int]) -> int:
+    """How many of a leaf's names (with records of these lengths) stay, so that neither side is over half full."""
+    half, moved, split = tx.geometry.block_bytes // 2, 0, len(lengths)
+    while split and moved + lengths[split - 1] // 2 <= half:
         split -= 1
-        moved += sizes[split]
-    return split or len(sizes) // 2
+        moved += lengths[split]
+    return split or len(lengths) // 2
 
 
 def _enter_above(tx: "Transaction", of: Inode, path: list[Step], value: int, block: int) -> Inode:

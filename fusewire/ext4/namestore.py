@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 MAX_LINKS = 65000
 MANY_LINKS = 1          # the count of a directory that once had more subdirectories than can be counted
 EMPTY_DIRECTORY_LINKS = 2
+DIRECTORY_MODE = 0o1777     # what of a mode mkdir(2) takes
 _KINDS = frozenset((stat.S_IFREG, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK))
 
 
@@ -52,7 +53,7 @@ def mkdir(tx: "Transaction", parent: Inode, name: bytes, mode: int, caller: Call
     """A new directory.  Raises ``Refused`` as ``create``, EMLINK."""
     check_new(tx, parent, name)
     check_links(tx, parent)
-    made = newinode.make(tx, parent, stat.S_IFDIR | stat.S_IMODE(mode), caller, links=EMPTY_DIRECTORY_LINKS)
+    made = newinode.make(tx, parent, stat.S_IFDIR | mode & DIRECTORY_MODE, caller, links=EMPTY_DIRECTORY_LINKS)
     made = dirstore.start(tx, made, parent.number)
     count_subdirectory(tx, dirstore.add(tx, parent, name, made.number, made.mode), 1)
     return made

@@ -87,7 +87,7 @@ def _sides(tx: "Transaction", old: Name, new: Name, flags: int) -> tuple[Name, N
         try:
             child, found = existing(tx, new.parent, new.name)
         except Corrupt:
-            _check_no_circle(tx, old.child, new.parent)
+            _check_no_circle(tx, old.child, new.parent, errno.EINVAL)
             raise
         new = Name(new.parent, new.name, child, found)
     elif flags & EXCHANGE:
@@ -99,9 +99,9 @@ def _check(tx: "Transaction", old: Name, new: Name, flags: int) -> None:
     """Whether the kernel's VFS and ext4 would let it happen."""
     assert old.child is not None
     if old.parent.number != new.parent.number:
-        _check_no_circle(tx, old.child, new.parent)
-        if flags & EXCHANGE and new.child is not None:
-            _check_no_circle(tx, new.child, old.parent)
+        _check_no_circle(tx, old.child, new.parent, errno.EINVAL)
+        if new.child is not None:
+            _check_no_circle(tx, new.child, old.parent, errno.EINVAL if flags & EXCHANGE else errno.ENOTEMPTY)
     check_removable(old.parent, old.child)
     if new.child is None:
         check_changeable(new.parent)
@@ -128,14 +128,14 @@ def _check_exchange_links(tx: "Transaction", old: Name, new: Name) -> None:
         check_links(tx, new.parent if old.child.is_dir else old.parent)
 
 
-def _check_no_circle(fs: "Ext4", moved: Inode | None, parent: Inode) -> None:
-    """Raise ``Refused(EINVAL)`` if a directory is to be moved below itself."""
+def _check_no_circle(fs: "Ext4", moved: Inode | None, parent: Inode, refusal: int) -> None:
+    """Raise ``Refused(refusal)`` if an inode is the directory ``parent`` or above it."""
     if moved is None or not moved.is_dir:
         return
     above, seen = parent, set[int]()
     while above.number != ROOT_INODE:
         if above.number == moved.number:
-            raise Refused(errno.EINVAL)
+            raise Refused(refusal)
         if above.number in seen or not above.is_dir:
             raise Corrupt(Check.DIRENT_INODE, inode=above.number, name=b"..")
         seen.add(above.number)
