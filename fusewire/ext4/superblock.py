@@ -16,6 +16,7 @@ FLAG_SIGNED_HASH = 1
 FLAG_UNSIGNED_HASH = 2
 OLD_FIRST_INODE = 11
 OLD_INODE_BYTES = 128
+MOST_PLACES = 1 << 14       # places of descriptors that are remembered: 2 TiB of ordinary groups
 MAX_BLOCK_LOG = 6  # 2^(10 + 6) = 64 KiB
 ENCODING_UTF8_12_1 = 1
 STRICT_ENCODING = 1
@@ -99,6 +100,8 @@ class Superblock:
         """(block, byte offset in it) of a group's descriptor; kernel documentation, ext4, "Meta Block Groups"."""
         found = self._descriptors.get(group)
         if found is None:
+            if len(self._descriptors) >= MOST_PLACES:
+                self._descriptors.clear()
             found = self._descriptors[group] = self._descriptor_block(group)
         return found
 
