@@ -573,7 +573,7 @@ def test_diff_finds_nothing(pair: tuple[Path, Path]) -> None:
 
 
 def test_tar_makes_the_same_archive(pair: tuple[Path, Path]) -> None:
-    """Byte by byte, with attributes, ACLs and holes, in a form of headers that holds neither the time nor a process id."""
+    """Byte by byte, with attributes, ACLs and holes; nothing in the headers depends on time or process."""
     words = ["tar", "-c", "--sparse", "--sparse-version=0.0", "--sort=name", "--xattrs", "--acls", "--format=posix"]
     words += [
         "--pax-option=delete=atime,exthdr.name=%d/%f,exthdr.mtime=0",
