@@ -76,12 +76,37 @@ class Held:
         return pieces
 
 
+class Groups:
+    """A set of groups, at first all of them; it only helps to search, so a wrong member costs time and no more."""
+
+    def __init__(self, count: int) -> None:
+        self._members = bytearray(b"\1" * count)
+
+    def next(self, low: int, high: int) -> int | None:
+        """The first member in [low, high)."""
+        found = self._members.find(1, low, high)
+        return None if found < 0 else found
+
+    def add(self, group: int) -> None:
+        """Let it be a member."""
+        self._members[group] = 1
+
+    def remove(self, group: int) -> None:
+        """Let it be none."""
+        self._members[group] = 0
+
+    def fill(self) -> None:
+        """Let all be members."""
+        self._members[:] = b"\1" * len(self._members)
+
+
 class Writing:
     """What a file system remembers outside of its blocks while it is writable."""
 
-    def __init__(self, clusters_per_group: int, batch_limit_blocks: int, free: tuple[int, int]) -> None:
+    def __init__(self, clusters_per_group: int, groups: int, batch_limit_blocks: int, free: tuple[int, int]) -> None:
         """
         Args:
+            groups: how many the file system has.
             batch_limit_blocks: the most blocks that one batch may hold, so that the journal takes it at once.
             free: (free clusters, free inodes) of the whole file system.
         """
@@ -90,7 +115,9 @@ class Writing:
         self.held = Held(clusters_per_group)
         self.free_clusters, self.free_inodes = free
         self.orphans: dict[int, int] = {}           # orphaned inode → a hint to where it is noted; see ``orphan``
-        self.hints: dict[int, int] = {}             # group → cluster bit where the last search there ended
+        self.roomy = Groups(groups)                 # groups that may have free clusters
+        self.roomy_tables = Groups(groups)          # groups that may have free inodes
+        self.system_bits: dict[int, int] = {}       # group → its clusters that hold the file system's own metadata
         self.shared_attributes: dict[bytes, int] = {}   # content of an attribute block → where one with it stands
         self.directory_group = 0                    # where the last directory at the top was spread to
 

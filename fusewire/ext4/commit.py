@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 def start_writing(fs: "Ext4", batch_limit_blocks: int) -> Writing:
     """Make a file system writable; its descriptors are read for that (``BlockMiss``), nothing is written yet."""
     free_blocks, free_inodes = statfs.count_free(fs)
-    ratio = fs.geometry.cluster_blocks
+    geometry = fs.geometry
     block, _ = superstore.place(fs)
     entry = fs.cache.entry(block)
     fs.cache.pin(block, entry)  # it is part of every batch, and closing one must not wait for it
-    fs.writing = Writing(fs.geometry.blocks_per_group // ratio, batch_limit_blocks, (free_blocks // ratio, free_inodes))
+    ratio = geometry.cluster_blocks
+    fs.writing = Writing(geometry.blocks_per_group // ratio, geometry.groups, batch_limit_blocks,
+                         (free_blocks // ratio, free_inodes))
+    fs.free_counts = None  # they are kept in ``Writing`` now, and counted anew when that ends
     return fs.writing
 
 

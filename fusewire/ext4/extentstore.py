@@ -1,8 +1,12 @@
 """Changing extent trees: mapping blocks, marking them written, unmapping them.
 
 Every change rewrites one leaf and lets the consequences rise: a leaf that became too full is split, one that became
-empty is freed, and an index always holds the first file block of its child (which the kernel checks).
+empty is freed, and an index always holds the first file block of its child (which the kernel checks).  A tree whose
+root could hold what its only child holds becomes lower.
 Kernel documentation, ext4, "Extent Tree".
+
+Blocks for nodes come from the reserve (``alloc.allocate``) where the change must not fail: when data that were written
+become visible, and when blocks are freed.
 """
 
 import errno
@@ -11,7 +15,7 @@ from bisect import bisect_right
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import alloc, checksum, extents, inodestore, layout
-from .errors import Refused
+from .errors import Check, Corrupt, Refused
 from .extents import MAX_DEPTH, MAX_WRITTEN, Node, Run
 from .inode import Inode
 from .units import SECTOR_BYTES
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
 MAX_UNWRITTEN = MAX_WRITTEN - 1     # a length of 32768 is the longest written extent, so unwritten ones end below
 HEADER_BYTES, ENTRY_BYTES, TAIL_BYTES = 12, 12, 4
 ROOT_ENTRIES = 4
+LEAVES_AT_ONCE = 16                 # that one transaction converts; each may cost some nodes and their bitmaps
 _EXTENT = struct.Struct("<IHHI")
 _INDEX = struct.Struct("<IIHH")
 _HEADER = layout.EXTENT_HEADER.struct
@@ -35,25 +40,28 @@ class Step(NamedTuple):
     taken: int
 
 
-def insert(tx: "Transaction", inode: Inode, run: Run) -> Inode:
+def insert(tx: "Transaction", inode: Inode, run: Run, *, reserve: bool = False) -> Inode:
     """Map a hole: ``run`` (with a start) joins the tree, merged with the extents that it continues."""
     path = _path(tx, inode, run.file_block)
-    return _store_leaf(tx, inode, path, _merged([*_runs(path[-1].node), run]), run.file_block)
+    return _store_leaf(tx, inode, path, _merged([*_runs(path[-1].node), run]), run.file_block, reserve)
 
 
-def convert(tx: "Transaction", inode: Inode, first: int, count: int, *, unwritten: bool) -> Inode:
-    """Mark what is mapped of file blocks [first, first + count) as written, or as unwritten; holes stay holes."""
-    end = first + count
-    while first < end:
+def convert(tx: "Transaction", inode: Inode, first: int, end: int, *, unwritten: bool) -> tuple[Inode, int]:
+    """Mark what is mapped of file blocks [first, end) as written, or as unwritten; holes stay holes.
+
+    Returns the inode and the file block up to which it is done: not all, if that were too much for one transaction.
+    """
+    for _ in range(LEAVES_AT_ONCE):
+        if first >= end:
+            break
         path = _path(tx, inode, first)
-        leaf = path[-1].node
-        stop = min(end, leaf.end)
-        old = _runs(leaf)
+        stop = min(end, path[-1].node.end)
+        old = _runs(path[-1].node)
         new = _merged([part for run in old for part in _converted(run, first, stop, unwritten)])
         if new != old:
-            inode = _store_leaf(tx, inode, path, new, first)
-        first = max(stop, first + 1)
-    return inode
+            inode = _store_leaf(tx, inode, path, new, first, reserve=True)
+        first = stop
+    return inode, first
 
 
 def unmap(tx: "Transaction", inode: Inode, first: int, end: int, budget: int) -> tuple[Inode, bool]:
@@ -71,7 +79,7 @@ def unmap(tx: "Transaction", inode: Inode, first: int, end: int, budget: int) ->
         if kept != old:
             freed = sum(_free_cut(tx, run, lowest, end) for run in old)
             inode = counted(tx, inode, -freed)
-            inode = _store_leaf(tx, inode, path, kept, lowest)
+            inode = _store_leaf(tx, inode, path, kept, lowest, reserve=True)
         if lowest <= first:
             return inode, True
         end = lowest
@@ -86,6 +94,8 @@ def empty_root() -> bytes:
 def _path(tx: "Transaction", inode: Inode, file_block: int) -> list[Step]:
     """The nodes from the root to the leaf that holds a file block, or would; its neighbours in the leaf, too."""
     node, block, path = extents.root_of(tx, inode), None, []
+    if node.depth and not node.firsts:
+        raise Corrupt(Check.EXTENT_ENTRIES, inode=inode.number, depth=node.depth, entries=0)
     while node.depth:
         index = max(bisect_right(node.firsts, file_block) - 1, 0)
         path.append(Step(block, node, index))
@@ -167,10 +177,24 @@ def counted(tx: "Transaction", inode: Inode, blocks: int) -> Inode:
     return inodestore.change(tx, inode, sectors=inode.sectors + blocks * per_block)
 
 
-def _store_leaf(tx: "Transaction", inode: Inode, path: list[Step], runs: list[Run], at: int) -> Inode:
+def _store_leaf(tx: "Transaction", inode: Inode, path: list[Step], runs: list[Run], at: int, reserve: bool) -> Inode:
     rows = [_EXTENT.pack(run.file_block, run.length + MAX_WRITTEN if run.unwritten else run.length,
                          (run.start or 0) >> 32, (run.start or 0) & 0xFFFFFFFF) for run in runs]
-    return _store(tx, inode, path, rows, at)
+    return _lowered(tx, _store(tx, inode, path, rows, at, reserve))
+
+
+def _lowered(tx: "Transaction", inode: Inode) -> Inode:
+    """The inode with a lower tree, as long as the only child of the root has entries that fit into the root."""
+    root = extents.root_of(tx, inode)
+    while root.depth and len(root.starts) == 1:
+        block, child = root.starts[0], extents.child_of(tx, inode, root, 0)
+        if len(child.firsts) > ROOT_ENTRIES:
+            break
+        rows = tx.cache.read(block)[HEADER_BYTES:HEADER_BYTES + len(child.firsts) * ENTRY_BYTES]
+        alloc.free(tx, block, 1, metadata=True)
+        inode = counted(tx, _with_root(tx, inode, child.depth, rows), -1)
+        root = extents.root_of(tx, inode)
+    return inode
 
 
 def _index_row(first: int, block: int) -> bytes:
@@ -185,7 +209,7 @@ def _first_block(row: bytes) -> int:
     return int.from_bytes(row[:4], "little")
 
 
-def _store(tx: "Transaction", inode: Inode, path: list[Step], rows: list[bytes], at: int) -> Inode:
+def _store(tx: "Transaction", inode: Inode, path: list[Step], rows: list[bytes], at: int, reserve: bool) -> Inode:
     """Give the last node of a path new entries, and let its parent know: the node may be split, freed, or grow a level.
 
     ``at`` is the file block around which the change happened: a node that overflows at its end is split there, so
@@ -193,48 +217,54 @@ def _store(tx: "Transaction", inode: Inode, path: list[Step], rows: list[bytes],
     """
     step, above = path[-1], path[:-1]
     if step.block is None:
-        return _store_root(tx, inode, step.node.depth, rows)
+        return _store_root(tx, inode, step.node.depth, rows, reserve)
+    parent, taken = _index_rows(above[-1]), above[-1].taken
     if not rows:
         alloc.free(tx, step.block, 1, metadata=True)
         inode = counted(tx, inode, -1)
-        parent = _index_rows(above[-1])
-        del parent[above[-1].taken]
-        return _store(tx, inode, above, parent, at)
-    keep = len(rows)
-    fits = node_entries(tx)
-    if keep > fits:
-        keep = fits if _first_block(rows[-1]) <= at else keep // 2
-    _write_node(tx, inode, step.block, step.node.depth, rows[:keep])
-    parent = _index_rows(above[-1])
-    old = parent[above[-1].taken]
-    parent[above[-1].taken] = _index_row(_first_block(rows[0]), step.block)
-    if keep < len(rows):
-        inode, block = _new_node(tx, inode, step.block, step.node.depth, rows[keep:])
-        parent.insert(above[-1].taken + 1, _index_row(_first_block(rows[keep]), block))
-    elif parent[above[-1].taken] == old:
+        del parent[taken]
+        return _store(tx, inode, above, parent, at, reserve)
+    first, *others = _shares(rows, node_entries(tx), at)
+    _write_node(tx, inode, step.block, step.node.depth, first)
+    row = _index_row(_first_block(first[0]), step.block)
+    if not others and row == parent[taken]:
         return inode
-    return _store(tx, inode, above, parent, at)
+    parent[taken] = row
+    for position, share in enumerate(others, taken + 1):
+        inode, block = _new_node(tx, inode, step.block, step.node.depth, share, reserve)
+        parent.insert(position, _index_row(_first_block(share[0]), block))
+    return _store(tx, inode, above, parent, at, reserve)
 
 
-def _store_root(tx: "Transaction", inode: Inode, depth: int, rows: list[bytes]) -> Inode:
+def _shares(rows: list[bytes], fits: int, at: int) -> list[list[bytes]]:
+    """The entries for one node, or as many as are needed: full ones if it overflowed at its end, else equal ones."""
+    nodes = -(-len(rows) // fits)
+    most = fits if _first_block(rows[-1]) <= at else -(-len(rows) // nodes)
+    return [rows[start:start + most] for start in range(0, len(rows), most)]
+
+
+def _store_root(tx: "Transaction", inode: Inode, depth: int, rows: list[bytes], reserve: bool) -> Inode:
     """The root holds four entries; with more it becomes the parent of one node that holds them all."""
     if len(rows) > ROOT_ENTRIES:
         if depth >= MAX_DEPTH:
             raise Refused(errno.EFBIG)
-        inode, block = _new_node(tx, inode, _goal(tx, inode), depth, rows)
+        inode, block = _new_node(tx, inode, _goal(tx, inode), depth, rows, reserve)
         rows, depth = [_index_row(_first_block(rows[0]), block)], depth + 1
-    if not rows:
-        depth = 0
-    header = _HEADER.pack(extents.MAGIC, len(rows), ROOT_ENTRIES, depth, 0)
-    return inodestore.change(tx, inode, block=(header + b"".join(rows)).ljust(60, b"\0"))
+    return _with_root(tx, inode, depth if rows else 0, b"".join(rows))
+
+
+def _with_root(tx: "Transaction", inode: Inode, depth: int, rows: bytes) -> Inode:
+    header = _HEADER.pack(extents.MAGIC, len(rows) // ENTRY_BYTES, ROOT_ENTRIES, depth, 0)
+    return inodestore.change(tx, inode, block=(header + rows).ljust(60, b"\0"))
 
 
 def _goal(tx: "Transaction", inode: Inode) -> int:
     return tx.geometry.first_block_of(tx.geometry.group_of_inode(inode.number)[0])
 
 
-def _new_node(tx: "Transaction", inode: Inode, goal: int, depth: int, rows: list[bytes]) -> tuple[Inode, int]:
-    block = alloc.allocate(tx, goal, 1).start
+def _new_node(tx: "Transaction", inode: Inode, goal: int, depth: int, rows: list[bytes],
+              reserve: bool) -> tuple[Inode, int]:
+    block = alloc.allocate(tx, goal, 1, reserve=reserve).start
     tx.create(block)
     _write_node(tx, inode, block, depth, rows)
     return counted(tx, inode, 1), block

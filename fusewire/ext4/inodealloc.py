@@ -29,22 +29,40 @@ def allocate(tx: "Transaction", parent: Inode, directory: bool) -> int:
     if writing.free_inodes - tx.inodes_taken < 1:
         raise Refused(errno.ENOSPC)
     home = tx.geometry.group_of_inode(parent.number)[0]
-    number = _group_for_directory(tx, parent, home) if directory else home
-    for step in range(tx.geometry.groups):
-        candidate = (number + step) % tx.geometry.groups
-        desc = group.load(tx, candidate)
-        if desc.free_inodes:
-            index = _free_index(tx, candidate, desc)
-            if index is not None:
-                _mark(tx, candidate, index, directory, used=True)
-                return candidate * tx.geometry.inodes_per_group + index + 1
-    raise Refused(errno.ENOSPC)
+    found = _search(tx, _group_for_directory(tx, parent, home) if directory else home)
+    if found is None:
+        writing.roomy_tables.fill()  # what was remembered may come from transactions that did not apply
+        found = _search(tx, home)
+    if found is None:
+        raise Refused(errno.ENOSPC)
+    number, index = found
+    _mark(tx, number, index, directory, used=True)
+    return number * tx.geometry.inodes_per_group + index + 1
 
 
 def free(tx: "Transaction", number: int, directory: bool) -> None:
     """Give an inode number back.  Raises ``Corrupt(BITMAP_MISMATCH)`` if it was not in use."""
     in_group, index = tx.geometry.group_of_inode(number)
     _mark(tx, in_group, index, directory, used=False)
+    assert tx.writing is not None
+    tx.writing.roomy_tables.add(in_group)
+
+
+def _search(tx: "Transaction", first: int) -> tuple[int, int] | None:
+    """(group, index in its table) of a free inode, in the group ``first`` or one after it; full groups are not looked
+    at again."""
+    assert tx.writing is not None
+    roomy, groups = tx.writing.roomy_tables, tx.geometry.groups
+    for low, high in ((first, groups), (0, first)):
+        number = roomy.next(low, high)
+        while number is not None:
+            desc = group.load(tx, number)
+            index = _free_index(tx, number, desc) if desc.free_inodes else None
+            if index is not None:
+                return number, index
+            roomy.remove(number)
+            number = roomy.next(number + 1, high)
+    return None
 
 
 def _group_for_directory(tx: "Transaction", parent: Inode, home: int) -> int:
@@ -76,6 +94,9 @@ def _free_index(tx: "Transaction", number: int, desc: GroupDesc) -> int | None:
         return None
     byte = raw[found.start()]
     index = found.start() * 8 + ((~byte & (byte + 1)).bit_length() - 1)
+    inode = number * tx.geometry.inodes_per_group + index + 1
+    if inode < tx.superblock.first_inode:
+        raise Corrupt(Check.BITMAP_MISMATCH, group=number, inode=inode, expected="used")
     return index if index < tx.geometry.inodes_per_group else None
 
 

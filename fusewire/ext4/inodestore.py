@@ -31,8 +31,10 @@ def change(tx: "Transaction", old: Inode, **fields: Any) -> Inode:
     the bytes behind the fields, where attributes are stored.
     """
     block, offset = place(tx, old.number)
-    data = tx.edit_keeping(block).data
-    return _store(tx, old.clone(), data[offset:offset + tx.geometry.inode_bytes], fields)
+    entry = tx.edit_keeping(block)
+    current = entry.views.get(old.number)
+    assert current is None or current is old or current.raw == old.raw, "an inode was changed since it was looked at"
+    return _store(tx, old.clone(), entry.data[offset:offset + tx.geometry.inode_bytes], fields)
 
 
 def create(tx: "Transaction", number: int, mode: int, **fields: Any) -> Inode:

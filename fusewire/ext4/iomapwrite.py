@@ -45,9 +45,9 @@ def begin(tx: "Transaction", inode: Inode, pos: int, count: int, op: int = OP_WR
     if found.type != HOLE or op & OP_ZERO:
         return inode, found
     geometry = tx.geometry
-    limit = min(pos + count, tx.max_file_bytes(inode))
+    limit = min(pos + max(count, 1), tx.max_file_bytes(inode))
     first = geometry.block_of(pos)
-    inode, run = mapping.allocate(tx, inode, first, geometry.blocks_for(limit) - first, unwritten=True)
+    inode, run = mapping.allocate(tx, inode, first, geometry.blocks_for(limit) - first, unwritten=True, reserve=True)
     assert run.start is not None
     kind, flags = (UNWRITTEN, DIRTY) if run.unwritten else (MAPPED, DIRTY | NEW)
     return inode, Mapping(geometry.byte_of(run.file_block), geometry.byte_of(run.length), geometry.byte_of(run.start),
@@ -57,14 +57,17 @@ def begin(tx: "Transaction", inode: Inode, pos: int, count: int, op: int = OP_WR
 def ioend(tx: "Transaction", inode: Inode, pos: int, written: int) -> Inode:
     """Bytes [pos, pos + written) are on the device: their blocks become written, the file as long as they reach.
 
-    Doing it again changes nothing, and holes (blocks punched out meanwhile) stay holes.
+    Doing it again changes nothing, and holes (blocks punched out meanwhile) stay holes.  The range is that of one I/O,
+    which a transaction can always take.  Raises ``Refused(EFBIG)`` beyond the largest file.
     """
     if written <= 0:
         return inode
+    if pos < 0 or pos + written > tx.max_file_bytes(inode):
+        raise Refused(errno.EFBIG)
     geometry = tx.geometry
     first, end = geometry.block_of(pos), geometry.blocks_for(pos + written)
-    if inode.has_extents:
-        inode = extentstore.convert(tx, inode, first, end - first, unwritten=False)
+    while inode.has_extents and first < end:
+        inode, first = extentstore.convert(tx, inode, first, end, unwritten=False)
     tx.wrote_data = True
     if pos + written > inode.size:
         inode = inodestore.change(tx, inode, size=pos + written)

@@ -15,11 +15,13 @@ EXTENTS_AT_ONCE = 16    # extents freed in one transaction: with their bitmaps, 
 
 
 def allocate(tx: "Transaction", inode: Inode, file_block: int, count: int, *, unwritten: bool,
-             goal: int | None = None) -> tuple[Inode, Run]:
+             goal: int | None = None, reserve: bool = False) -> tuple[Inode, Run]:
     """Map up to ``count`` blocks of the hole at ``file_block`` to neighbouring new blocks.
 
     Extents can be marked unwritten; with a block map the caller must see that the blocks hold zeroes or data before
-    the transaction is durable.  Returns the inode and the run that was added.
+    the transaction is durable.  ``reserve``: the metadata that this needs may take blocks that are kept back for that,
+    as the kernel does when data are written, and not when room is reserved.  Returns the inode and the run that was
+    added.
 
     Raises:
         Refused: ENOSPC, EFBIG.
@@ -27,15 +29,16 @@ def allocate(tx: "Transaction", inode: Inode, file_block: int, count: int, *, un
     """
     hole = iomap.find(tx, inode, file_block)
     assert hole.start is None, "only holes are filled"
-    count = min(count, hole.file_block + hole.length - file_block, extentstore.MAX_UNWRITTEN)
-    if tx.geometry.byte_of(file_block + count) > tx.max_file_bytes(inode):
+    room = tx.geometry.block_of(tx.max_file_bytes(inode)) - file_block
+    if room < 1:
         raise Refused(errno.EFBIG)
+    count = min(count, hole.file_block + hole.length - file_block, extentstore.MAX_UNWRITTEN, room)
     found = alloc.allocate(tx, goal_of(tx, inode, file_block) if goal is None else goal, count)
     run = Run(file_block, found.length, found.start, unwritten and inode.has_extents)
     if inode.has_extents:
-        inode = extentstore.insert(tx, extentstore.counted(tx, inode, found.length), run)
+        inode = extentstore.insert(tx, extentstore.counted(tx, inode, found.length), run, reserve=reserve)
     else:
-        inode = mapstore.insert(tx, inode, file_block, found.start, found.length)
+        inode = mapstore.insert(tx, inode, file_block, found.start, found.length, reserve=reserve)
     return inode, run
 
 

@@ -16,15 +16,23 @@ from .inode import Inode
 if TYPE_CHECKING:
     from .transaction import Transaction
 
+POINTER_LIMIT = 1 << 32
 _POINTER = struct.Struct("<I")
 _ROOT = struct.Struct("<15I")
 
 
-def insert(tx: "Transaction", inode: Inode, file_block: int, start: int, count: int) -> Inode:
-    """Map ``count`` file blocks, all holes, to the device blocks from ``start`` on."""
+def insert(tx: "Transaction", inode: Inode, file_block: int, start: int, count: int, *,
+           reserve: bool = False) -> Inode:
+    """Map ``count`` file blocks, all holes, to the device blocks from ``start`` on.
+
+    ``reserve`` is what ``alloc.allocate`` is told for pointer blocks.  Raises ``Refused``: EFBIG, ENOSPC (also for
+    device blocks that 32 bits cannot name).
+    """
+    if start + count > POINTER_LIMIT:
+        raise Refused(errno.ENOSPC)
     added = 0
     for step in range(count):
-        inode, grown = _enter(tx, inode, file_block + step, start + step)
+        inode, grown = _enter(tx, inode, file_block + step, start + step, reserve)
         added += 1 + grown
     return counted(tx, inode, added)
 
@@ -64,7 +72,7 @@ def _indexes(tx: "Transaction", file_block: int) -> list[int]:
     raise Refused(errno.EFBIG)
 
 
-def _enter(tx: "Transaction", inode: Inode, file_block: int, target: int) -> tuple[Inode, int]:
+def _enter(tx: "Transaction", inode: Inode, file_block: int, target: int, reserve: bool) -> tuple[Inode, int]:
     """Set the pointer of a file block, creating the pointer blocks on the way; how many those were."""
     way, grown = _indexes(tx, file_block), 0
     array = bytearray(inode.block)
@@ -73,7 +81,9 @@ def _enter(tx: "Transaction", inode: Inode, file_block: int, target: int) -> tup
         data = array if holder is None else tx.cache.entry(holder).data
         below = _POINTER.unpack_from(data, at * 4)[0]
         if not below:
-            below = alloc.allocate(tx, target, 1).start
+            below = alloc.allocate(tx, target, 1, reserve=reserve).start
+            if below >= POINTER_LIMIT:
+                raise Refused(errno.ENOSPC)
             tx.create(below)
             grown += 1
             _POINTER.pack_into(array if holder is None else tx.edit(holder), at * 4, below)
@@ -96,7 +106,7 @@ def _clear(tx: "Transaction", inode: Inode, low: int, end: int) -> Inode:
         holders.append(_POINTER.unpack_from(data, way[depth] * 4)[0])
     data = tx.edit(holders[-1]) if holders else array
     data[way[-1] * 4:(way[-1] + freed) * 4] = bytes(freed * 4)
-    while holders and not any(tx.cache.entry(holders[-1]).data):
+    while holders and tx.cache.entry(holders[-1]).data == bytes(tx.geometry.block_bytes):
         alloc.free(tx, holders.pop(), 1, metadata=True)
         freed += 1
         _POINTER.pack_into(tx.edit(holders[-1]) if holders else array, way[len(holders)] * 4, 0)

@@ -13,17 +13,19 @@ I1  A transaction applies whole (its blocks enter the cache and the batch in one
 I2  A batch never grows past what the journal can take at once; an operation that would make it so runs again in the
     next batch (``CommitFirst``).
 I3  Whoever edits a block that carries a checksum registers its seal, in the same transaction.
+I4  What a transaction frees it does not allocate again itself: older batches may still name it.
 """
 
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Self
 
-from .batch import Batch, Held
+from .batch import Batch, Held, Writing
 from .blocks import BlockMiss, CachedBlock, Seal, runs_of
 from .errors import Check, Corrupt
 from .filesystem import Ext4
 
+REVOKE_RECORD_BYTES = 16    # of the journal for one revoked block, with its share of the block's header
 _COARSE_CLOCK = 5  # CLOCK_REALTIME_COARSE of <linux/time.h>: the clock that the kernel stamps files with
 
 
@@ -100,6 +102,7 @@ class Transaction(Ext4):
         self._revoked: set[int] = set()
         self._created: set[int] = set()
         self._freed: list[tuple[int, int]] = []
+        self._held = Held(self.geometry.blocks_per_group // self.geometry.cluster_blocks)
         self.clusters_taken = 0         # allocated less freed
         self.inodes_taken = 0
         self.wrote_data = False
@@ -152,6 +155,16 @@ class Transaction(Ext4):
     def freed(self, first: int, count: int) -> None:
         """Clusters (numbered from group 0's first) were freed; they stay unused until the batch is durable."""
         self._freed.append((first, count))
+        self._held.add(first, count)
+
+    def is_revoked(self, block: int) -> bool:
+        """Whether this transaction has freed a metadata block, so that nothing may refer to it any more."""
+        return block in self._revoked
+
+    def held_clusters(self, group: int) -> int:
+        """Clusters of a group, as bits, that are free in its bitmap but may not be used yet."""
+        held = 0 if self.writing is None else self.writing.held.mask(group)
+        return held | self._held.mask(group)
 
     def after_commit(self, action: Callable[[], None]) -> None:
         """Run ``action`` if and when the transaction applies: for what is remembered outside of blocks."""
@@ -170,8 +183,7 @@ class Transaction(Ext4):
         edited, writing, cache = self.overlay.edited, self.writing, self.fs.cache
         assert writing is not None, "a file system is made writable before it is changed"
         batch = writing.batch
-        size = len(batch.blocks.keys() | edited.keys())
-        if size > writing.batch_limit_blocks and not (batch.is_empty or self.must_fit):
+        if not self._fits(writing):
             raise CommitFirst
         for block, entry in edited.items():
             frozen = CachedBlock(bytes(entry.data), entry.views, entry.seals)
@@ -183,6 +195,15 @@ class Transaction(Ext4):
         writing.free_inodes -= self.inodes_taken
         for action in self._after:
             action()
+
+    def _fits(self, writing: Writing) -> bool:
+        """Whether the open batch can take these changes, in blocks of the journal; an empty one takes anything."""
+        batch, edited = writing.batch, self.overlay.edited
+        if batch.is_empty or self.must_fit:
+            return True
+        records = (len(batch.revoked) + len(self._revoked)) * REVOKE_RECORD_BYTES
+        size = len(batch.blocks) + sum(1 for block in edited if block not in batch.blocks)
+        return size + self.geometry.blocks_for(records) <= writing.batch_limit_blocks
 
     def _apply_frees(self, batch: Batch, held: Held) -> None:
         batch.revoked -= self._created

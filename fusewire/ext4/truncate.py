@@ -15,6 +15,8 @@ from .inode import Inode
 if TYPE_CHECKING:
     from .transaction import Transaction
 
+RUNS_AT_ONCE = 4096     # looked at for a hole: 10 ms
+
 
 def set_size(tx: "Transaction", inode: Inode, size: int) -> Inode:
     """Store a new size in bytes.  If the file shrinks it becomes an orphan; ``shrink`` then frees what lies behind.
@@ -39,7 +41,7 @@ def shrink(tx: "Transaction", inode: Inode) -> tuple[Inode, bool]:
 
 
 def reserve(tx: "Transaction", inode: Inode, pos: int, length: int) -> tuple[Inode, int]:
-    """Allocate unwritten blocks for one hole of bytes [pos, pos + length): how far from ``pos`` on there is room then.
+    """Allocate unwritten blocks for one hole of bytes [pos, pos + length): up to which byte there is room then.
 
     Raises ``Refused``: EOPNOTSUPP for files without extents, ENOSPC, EFBIG.
     """
@@ -49,13 +51,15 @@ def reserve(tx: "Transaction", inode: Inode, pos: int, length: int) -> tuple[Ino
     if end > tx.max_file_bytes(inode):
         raise Refused(errno.EFBIG)
     at, last = geometry.block_of(pos), geometry.blocks_for(end)
-    while at < last:
+    for _ in range(RUNS_AT_ONCE):
+        if at >= last:
+            break
         run = iomap.find(tx, inode, at)
         if run.start is None:
             inode, run = mapping.allocate(tx, inode, at, last - at, unwritten=True)
             return inode, min(geometry.byte_of(run.file_block + run.length), end)
         at = run.file_block + run.length
-    return inode, end
+    return inode, min(geometry.byte_of(at), end)
 
 
 def punch(tx: "Transaction", inode: Inode, pos: int, length: int) -> tuple[Inode, bool]:
@@ -67,9 +71,11 @@ def punch(tx: "Transaction", inode: Inode, pos: int, length: int) -> tuple[Inode
     return mapping.unmap(tx, inode, first, end) if first < end else (inode, True)
 
 
-def make_unwritten(tx: "Transaction", inode: Inode, pos: int, length: int) -> Inode:
-    """Make the whole blocks inside bytes [pos, pos + length) read as zeroes without freeing them."""
+def make_unwritten(tx: "Transaction", inode: Inode, pos: int, length: int) -> tuple[Inode, int]:
+    """Make the whole blocks inside bytes [pos, pos + length) read as zeroes without freeing them, in one transaction's
+    share: up to which byte that is done.  Raises ``Refused(EOPNOTSUPP)`` for files without extents."""
     if not inode.has_extents:
         raise Refused(errno.EOPNOTSUPP)
     first, end = tx.geometry.blocks_for(pos), tx.geometry.block_of(pos + length)
-    return extentstore.convert(tx, inode, first, end - first, unwritten=True) if first < end else inode
+    inode, done = extentstore.convert(tx, inode, first, end, unwritten=True)
+    return inode, tx.geometry.byte_of(done) if done < end else pos + length

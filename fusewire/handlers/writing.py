@@ -17,7 +17,6 @@ from fusewire.session import Session
 from fusewire.wire import Request
 
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x1, 0x2, 0x10     # fallocate(2)
-CONVERT_AT_ONCE_BYTES = 32 << 20
 WRITE_KILL_SUIDGID = 1 << 2
 ROOT_USER = 0
 
@@ -100,10 +99,10 @@ def _punch(session: Session, number: int, offset: int, length: int) -> None:
 
 
 def _make_unwritten(session: Session, number: int, offset: int, length: int) -> None:
-    for start in range(offset, offset + length, CONVERT_AT_ONCE_BYTES):
-        piece = min(CONVERT_AT_ONCE_BYTES, offset + length - start)
+    done, end = offset, offset + length
+    while done < end:
         with Transaction(session.fs) as tx:
-            truncate.make_unwritten(tx, tx.inode(number), start, piece)
+            _, done = truncate.make_unwritten(tx, tx.inode(number), done, end - done)
 
 
 def _reserve(session: Session, request: Request, number: int, offset: int, length: int) -> None:
