@@ -218,6 +218,7 @@ class Committer:
         self._busy = False              # a job is in the thread, or its end on the way to the loop
         self.failure: OSError | None = None
         self.on_failure: Callable[[OSError], None] | None = None
+        self.on_durable: Callable[[ClosedBatch], None] = partial(commit.durable, fs)
 
     def start(self, superblock: tuple[int, bytes]) -> None:
         """Write the superblock of a file system in use (block, bytes), and begin.  Waits.  OSError if it fails."""
@@ -290,7 +291,7 @@ class Committer:
             self._abort(failure)
         else:
             if closed is not None:
-                commit.durable(self._fs, closed)
+                self.on_durable(closed)
             commit.home(self._fs, _arrived(home))
         _tell(told, failure)
         self._go_on()

@@ -8,6 +8,7 @@ V1  Each request is answered exactly once, FORGET and its kin never: whoever tak
 V2  No request, no disk and no peer can end the loop: ``_attempt`` is the one place that catches whatever is raised.
 V3  At most ``WAITING_MOST`` requests wait; from then on none is read, so memory is bounded.
 V4  Only the loop's thread touches the core and the session; worker threads see a plan, a buffer and the two devices.
+V5  A block that was freed is not used again while a READ that was planned before may still look there.
 """
 
 import asyncio
@@ -23,7 +24,8 @@ from typing import Any
 from fusewire import fileio, log, ops, uapi, wire
 from fusewire.blockdev import BlockDevice, BlockReader, Fetched
 from fusewire.committer import Committer, Log
-from fusewire.ext4 import mountstate
+from fusewire.ext4 import commit, mountstate
+from fusewire.ext4.batch import ClosedBatch
 from fusewire.ext4.blocks import BlockMiss
 from fusewire.ext4.errors import Corrupt, Refused, Unsupported, errno_of
 from fusewire.ext4.transaction import CommitFirst
@@ -100,6 +102,8 @@ class Server:
         self._home = 0                      # the loop's thread
         self._committer = Committer(session.fs, device, journal, self._post) if session.fs.writing else None
         self._commit_seconds = commit_seconds
+        self._plans: set[int] = set()       # READs that threads carry out on a file system that changes
+        self._held_back: list[tuple[ClosedBatch, set[int]]] = []    # durable batches, and the READs they wait for
         self._background = 0                # steps that wait and that nobody has asked for
         self._quiet: asyncio.Future[None] | None = None     # told when there are none
         self._last: asyncio.Future[None] | None = None      # the answer to DESTROY
@@ -117,6 +121,7 @@ class Server:
         os.set_blocking(self._fd, False)
         if self._committer is not None:
             self._committer.on_failure = self._turn_read_only
+            self._committer.on_durable = self._allow_reuse
             self._committer.start(mountstate.in_use(self._session.fs, int(time.time()), self._session.target))
             self._loop.call_later(TICK_SECONDS, self._tick)
         self._resume()
@@ -349,7 +354,7 @@ class Server:
 
         def told(failure: OSError | None) -> None:
             if failure is None:
-                self._resume_step(waiter)
+                self._loop.call_soon(self._resume_step, waiter)  # what it waits for may come with the next event
             else:
                 self._leave(waiter.request)
                 self._refuse(waiter.request, failure)
@@ -441,12 +446,32 @@ class Server:
             self._write(wire.reply_data(request.unique, self._buffer[plan.reply]))
         else:
             self._waiting[request.unique] = Waiter(request, lambda: None)
+            if self._committer is not None:
+                self._plans.add(request.unique)
             self._workers.submit(lambda buffer: self._attempt(request, self._send_from_thread, request, plan, buffer))
 
     def _send_from_thread(self, request: Request, plan: Plan, buffer: memoryview) -> None:
-        fileio.fill(self._device, plan, buffer)
+        try:
+            fileio.fill(self._device, plan, buffer)
+        finally:
+            if self._committer is not None:
+                self._post(self._plan_ended, request.unique)
         self._take(request.unique)
         self._write(wire.reply_data(request.unique, buffer[plan.reply]))
+
+    def _allow_reuse(self, closed: ClosedBatch) -> None:
+        """What a durable batch freed may be used again, once no READ under way can look there any more (V5)."""
+        if self._plans:
+            self._held_back.append((closed, set(self._plans)))
+        else:
+            commit.durable(self._session.fs, closed)
+
+    def _plan_ended(self, unique: int) -> None:
+        self._plans.discard(unique)
+        for _, plans in self._held_back:
+            plans.discard(unique)
+        while self._held_back and not self._held_back[0][1]:
+            commit.durable(self._session.fs, self._held_back.pop(0)[0])
 
     def _take(self, unique: int) -> None:
         """The request waits no longer.  From any thread."""
