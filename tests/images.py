@@ -334,7 +334,7 @@ def encrypted_image(path: Path, version: int) -> None:
 
 def verity(path: Path, corrupt: bool) -> None:
     """Verity files; ``corrupt``: one byte of the data of each is not what its tree says."""
-    mke2fs(path, "-t ext4 -O verity", 32 * MIB)
+    mke2fs(path, "-t ext4 -b 4096 -O verity", 32 * MIB)  # the blocks of the files' trees and descriptors
     shown = verity_image.add_files(path, corrupt, debugfs)
     promise(path, shown)
 

@@ -121,6 +121,14 @@ class Tree:
         """Where in the file a block of the tree stands."""
         return metadata_offset_bytes(self.descriptor.data_bytes) + (tree_block << self.descriptor.block_bits)
 
+    def vouchers(self, first: int, last: int) -> list[int]:
+        """The tree blocks whose hashes lead from data blocks ``first`` to ``last`` up to the root hash, ascending."""
+        found: list[int] = []
+        for start in self.level_starts:
+            first, last = first >> self._arity_bits, last >> self._arity_bits
+            found.extend(range(start + first, start + last + 1))
+        return sorted(found)
+
     def verify(self, block: int, data: bytes | memoryview, read_tree_block: ReadTreeBlock) -> None:
         """Return if ``data`` is what block ``block`` (of ``block_bytes``) of the file held when it was sealed.
 

@@ -4,7 +4,7 @@ import errno
 import os
 
 from fusewire import fileio, uapi, wire
-from fusewire.ext4 import iomap
+from fusewire.ext4 import iomap, verityfile
 from fusewire.ext4.errors import Refused
 from fusewire.ext4.inode import Inode
 from fusewire.fileio import Plan
@@ -51,7 +51,25 @@ def read(session: Session, request: Request) -> Plan | Pieces:
     if found.is_inline and not found.is_encrypted:
         data = iomap.inline_data(session.fs, found)[offset:end]
         return wire.reply_data(request.unique, data.ljust(end - offset, b"\0"))
+    if found.is_verity and not found.is_encrypted:
+        return _verified(session, found, offset, end)
     return _plan(session, found, offset, end)
+
+
+def _verified(session: Session, of: Inode, offset: int, end: int) -> Plan:
+    """The plan of a READ of a verity file: whole blocks of its Merkle tree, checked before the reply is sent."""
+    fs, known = session.fs, nodes.memo(session.fs, of)
+    tree = known.tree
+    if tree is None:
+        tree = known.tree = verityfile.tree_of(fs, of)
+    first, last = (place >> tree.descriptor.block_bits for place in (offset, end - 1))
+    start = first << tree.descriptor.block_bits
+    stop = min((last + 1) << tree.descriptor.block_bits, of.size)
+    blocks = verityfile.tree_blocks(fs, of, tree, first, last)
+    found = _plan(session, of, start, stop)
+    found.reply = slice(offset - start, end - start)
+    found.verify = verityfile.verifier(tree, first, blocks)
+    return found
 
 
 def _plan(session: Session, of: Inode, offset: int, end: int) -> Plan:

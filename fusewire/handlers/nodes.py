@@ -8,7 +8,7 @@ N1  What a ``Memo`` holds was made from its inode view alone, or cannot change a
 from typing import TYPE_CHECKING
 
 from fusewire import uapi, wire
-from fusewire.ext4 import iomap, namespace
+from fusewire.ext4 import iomap, namespace, verity
 from fusewire.ext4.inode import FLAG_APPEND, FLAG_IMMUTABLE, FLAG_NODUMP, FLAG_VERITY, Inode
 from fusewire.session import node_of
 
@@ -28,13 +28,14 @@ _ATTRIBUTES_MASK = sum(bit for _, bit in _ATTRIBUTES)
 
 
 class Memo:
-    """What handlers keep beside an inode view: its packed entry, and the mapping that was used last."""
+    """What handlers keep beside an inode view: its packed entry, the mapping used last, a verity file's tree."""
 
-    __slots__ = ("entry", "mapping")
+    __slots__ = ("entry", "mapping", "tree")
 
     def __init__(self, entry: bytes) -> None:
         self.entry = entry
         self.mapping: iomap.Mapping | None = None
+        self.tree: verity.Tree | None = None
 
 
 def memo(fs: "Ext4", inode: Inode) -> Memo:
