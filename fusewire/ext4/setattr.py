@@ -87,20 +87,25 @@ def set_acl(tx: "Transaction", inode: Inode, name: bytes, value: bytes | None, d
     if default:
         if not inode.is_dir:
             raise Refused(errno.EACCES)
-        inode = xattrwrite.put(tx, inode, INDEX_ACL_DEFAULT, b"", acl.to_disk(entries))
-        return inodestore.change(tx, inode, ctime=tx.now)
+        return _put(tx, inode, INDEX_ACL_DEFAULT, b"", acl.to_disk(entries))
     mode = aclrules.mode_with(entries, inode.mode) & ~(stat.S_ISGID if drop_sgid else 0)
     if aclrules.equivalent_mode(entries) is not None:
         inode = _remove_acl(tx, inode, INDEX_ACL_ACCESS)
     else:
-        inode = xattrwrite.put(tx, inode, INDEX_ACL_ACCESS, b"", acl.to_disk(entries))
-    return inodestore.change(tx, inode, mode=mode, ctime=tx.now)
+        inode = _put(tx, inode, INDEX_ACL_ACCESS, b"", acl.to_disk(entries))
+    return inodestore.change(tx, inode, mode=mode, ctime=tx.now) if mode != inode.mode else inode
 
 
 def _remove_acl(tx: "Transaction", inode: Inode, namespace: int) -> Inode:
     if xattrstore.find(tx, inode, namespace, b"") is None:
         return inode
-    return inodestore.change(tx, xattrwrite.put(tx, inode, namespace, b"", None), ctime=tx.now)
+    return _put(tx, inode, namespace, b"", None)
+
+
+def _put(tx: "Transaction", inode: Inode, namespace: int, name: bytes, value: bytes | None, flags: int = 0) -> Inode:
+    """An attribute set or removed; the inode's change is stamped unless all was so already."""
+    changed = xattrwrite.put(tx, inode, namespace, name, value, flags)
+    return changed if changed is inode else inodestore.change(tx, changed, ctime=tx.now)
 
 
 def set_xattr(tx: "Transaction", inode: Inode, name: bytes, value: bytes | None, flags: int = 0) -> Inode:
@@ -110,7 +115,7 @@ def set_xattr(tx: "Transaction", inode: Inode, name: bytes, value: bytes | None,
             raise Refused(errno.EOPNOTSUPP)
         return set_acl(tx, inode, name, value)
     namespace, rest = xattr.split(tx, name)
-    return inodestore.change(tx, xattrwrite.put(tx, inode, namespace, rest, value, flags), ctime=tx.now)
+    return _put(tx, inode, namespace, rest, value, flags)
 
 
 def inherit_acl(tx: "Transaction", parent: Inode, child: Inode, umask: int) -> Inode:

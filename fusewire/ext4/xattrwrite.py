@@ -29,18 +29,22 @@ _ENTRY = layout.XATTR_ENTRY
 def put(tx: "Transaction", inode: Inode, namespace: int, name: bytes, value: bytes | None, flags: int = 0) -> Inode:
     """Set an attribute to ``value``, or remove it (None); its name is given as on disk.
 
+    What is so already changes nothing: then the very inode is returned, and its times stay.
+
     Raises ``Refused``: EEXIST and ENODATA by the flags, ERANGE for a long name, ENOSPC where nothing holds the value.
     """
     if len(name) > NAME_BYTES:
         raise Refused(errno.ERANGE)
     inside, outside = list(xattrstore.in_inode(tx, inode)), list(xattrstore.in_block(tx, inode))
-    known = any(_is(entry, namespace, name) for entry in inside + outside)
-    if known and flags & CREATE:
+    old = next((entry for entry in inside + outside if _is(entry, namespace, name)), None)
+    if old is not None and flags & CREATE:
         raise Refused(errno.EEXIST)
-    if not known and (flags & REPLACE or value is None):
+    if old is None and (flags & REPLACE or value is None):
         raise Refused(errno.ENODATA)
-    if any(entry.value_inode for entry in inside + outside if _is(entry, namespace, name)):
+    if old is not None and old.value_inode:
         raise Refused(errno.EOPNOTSUPP)  # values in inodes of their own are not written yet
+    if old is not None and old.value == value:
+        return inode
     inside = [entry for entry in inside if not _is(entry, namespace, name)]
     outside = [entry for entry in outside if not _is(entry, namespace, name)]
     if value is not None:
@@ -138,7 +142,7 @@ def _store_block(tx: "Transaction", inode: Inode, entries: list[Entry]) -> Inode
         block = shared
     elif inode.file_acl and _references(tx, inode.file_acl) == 1:
         _write(tx, inode.file_acl, content)
-        return inode
+        return inodestore.change(tx, inode)     # another view: this one is not the inode as it was
     else:
         goal = tx.geometry.first_block_of(tx.geometry.group_of_inode(inode.number)[0])
         block = alloc.allocate(tx, goal, 1).start

@@ -97,8 +97,7 @@ def _time(tx: Transaction, wanted: dict[str, int], name: str, given: int, now: i
         return tx.now
     if not given:
         return None
-    seconds = wanted[name]
-    return (seconds - (1 << 64) if seconds >> 63 else seconds), wanted[f"{name}nsec"]
+    return wanted[name], wanted[f"{name}nsec"]      # seconds before 1970 are negative: the record says so
 
 
 def _attributes(session: Session, request: Request) -> bytes:

@@ -5,11 +5,13 @@ from typing import NoReturn
 
 from fusewire import fileio, uapi, wire
 from fusewire.ext4.errors import Refused
+from fusewire.ext4.inode import BASE_BYTES
 from fusewire.session import Durable, Final, Session
 from fusewire.wire import Request
 
 PAGE_BYTES = 4096
 MAX_BACKGROUND = 64
+SECOND_NANOSECONDS = 10**9      # what inodes of 128 bytes count time in
 
 # READDIRPLUS without READDIRPLUS_AUTO: with AUTO, a program that lists a large directory first and asks for attributes
 # afterwards pays a LOOKUP for every name behind the first reply (20 µs each; an entry of READDIRPLUS costs 3 to 10).
@@ -35,6 +37,7 @@ def wants(session: Session) -> wire.Wants:
         max_readahead=fileio.READ_MOST_BYTES,
         max_background=MAX_BACKGROUND,
         congestion_threshold=MAX_BACKGROUND * 3 // 4,
+        time_gran=1 if session.fs.geometry.inode_bytes > BASE_BYTES else SECOND_NANOSECONDS,
     )
 
 
