@@ -49,8 +49,12 @@ def remove(tx: "Transaction", number: int) -> None:
     Raises ``Corrupt(INODE_NUMBER)`` if it is not noted where it should be.
     """
     hint = _writing(tx).orphans.get(number)
-    if (hint is not None and hint < 0) or not _leave_file(tx, number, hint):
-        _unlink(tx, number, -1 - hint if hint is not None and hint < 0 else 0)
+    if hint is not None and hint < 0:
+        gone = _unlink(tx, number, -1 - hint) or _leave_file(tx, number, None)
+    else:
+        gone = _leave_file(tx, number, hint) or _unlink(tx, number, 0)
+    if not gone:
+        raise Corrupt(Check.INODE_NUMBER, orphan=number, noted=False)
     tx.after_commit(partial(_forget, _writing(tx).orphans, number))
     _mark(tx, number, False)
 
@@ -143,17 +147,19 @@ def _pushed(known: dict[int, int], number: int, head: int) -> None:
         known[head] = -1 - number
 
 
-def _unlink(tx: "Transaction", number: int, newer: int) -> None:
-    """Take an inode out of the list; ``newer`` is a hint to the one before it, 0 that it is the first."""
-    own = inode.load(tx, number)
-    following = next_of(own)
-    newer = _newer(tx, number, newer)
+def _unlink(tx: "Transaction", number: int, hint: int) -> bool:
+    """Take an inode out of the list; False if it is not there.  ``hint``: which may be before it, 0 if it is first."""
+    newer = _newer(tx, number, hint)
+    if newer is None:
+        return False
+    following = next_of(inode.load(tx, number))
     if newer:
         inodestore.change(tx, inode.load(tx, newer), dtime=following)
     else:
         superstore.change(tx, last_orphan=following)
     inodestore.change(tx, inode.load(tx, number), dtime=0)
     tx.after_commit(partial(_unlinked, _writing(tx).orphans, following, newer))
+    return True
 
 
 def _unlinked(known: dict[int, int], following: int, newer: int) -> None:
@@ -161,10 +167,9 @@ def _unlinked(known: dict[int, int], following: int, newer: int) -> None:
         known[following] = -1 - newer
 
 
-def _newer(tx: "Transaction", number: int, hint: int) -> int:
-    """Which inode of the list leads to this one; 0: the superblock does."""
-    head = superstore.get(tx, "last_orphan")
-    if head == number:
+def _newer(tx: "Transaction", number: int, hint: int) -> int | None:
+    """Which inode of the list leads to this one; 0: the superblock does; None: it is not on the list."""
+    if superstore.get(tx, "last_orphan") == number:
         return 0
     if hint in _writing(tx).orphans and next_of(inode.load(tx, hint)) == number:
         return hint
@@ -173,7 +178,7 @@ def _newer(tx: "Transaction", number: int, hint: int) -> int:
         if other == number:
             return newer
         newer = other
-    raise Corrupt(Check.INODE_NUMBER, orphan=number, listed=False)
+    return None
 
 
 # ---- the orphan file -----------------------------------------------------------------------------------------------

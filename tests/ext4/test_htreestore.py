@@ -14,7 +14,7 @@ from fusewire.ext4 import directory, dirhash, dirstore, htreestore, inodestore
 from fusewire.ext4.errors import Check, Corrupt, Refused
 from fusewire.ext4.inode import FLAG_INDEX, Inode
 from fusewire.ext4.transaction import Transaction
-from tests.ext4.driver import ENVIRONMENT, Editor, image, new_path
+from tests.ext4.driver import ENVIRONMENT, Editor, debugfs, image, new_path
 from tests.ext4.test_dirstore import REGULAR, add, assert_views_are_what_decoding_gives, folder, remove
 from tests.ext4.twins import OurSide, kernel_side
 from tests.ext4.writer import Writer
@@ -97,34 +97,41 @@ def test_a_tree_of_two_levels(block: int, features: str) -> None:
 
 
 def test_a_tree_that_is_full_gives_enospc_and_with_large_dir_a_third_level(mounts: None) -> None:
-    for features, deeper in (("-O ^large_dir", False), ("-O large_dir", True)):
-        with Writer(image(f"-t ext4 -b 1024 {features}", 131072), batch_blocks=4000) as writer:
-            number, target = folder(writer), link_target(writer)
-            entered, refused = fill_the_tree(writer, number, target)
-            assert refused == (None if deeper else errno.ENOSPC)
-            assert levels(writer, number) == (2 if deeper else 1)
-            settle(writer, number, target)
-            writer.check()
-            assert_views_are_what_decoding_gives(writer, number)
-            with kernel_side(writer.path) as kernel:
-                assert len(os.listdir(kernel.at(b"d"))) == entered
-                assert kernel.do(("unlink", b"d/%06d" % (entered // 2) + LONG)) == 0
-            assert writer.run(dirstore.locate, writer.inode(number), b"%06d" % (entered + 1) + LONG) is None
+    with Writer(image("-t ext4 -b 1024", 131072), batch_blocks=4000) as writer:
+        number, target = folder(writer), link_target(writer)
+        entered = fill_the_tree(writer, number, target)
+        assert levels(writer, number) == 1
+        settle(writer, number, target)
+        writer.check()
+        debugfs(writer.path, "feature large_dir", write=True)
+        larger = Writer(writer.path, copy=False)
+    with larger as writer:
+        add(writer, number, b"%06d" % entered + LONG, target)
+        assert levels(writer, number) == 2
+        many(writer, number, [b"%06d" % index + LONG for index in range(entered + 1, entered + 200)], target)
+        settle(writer, number, target)
+        writer.check()
+        assert_views_are_what_decoding_gives(writer, number)
+        with kernel_side(writer.path) as kernel:
+            assert len(os.listdir(kernel.at(b"d"))) == entered + 200
+            for index in (0, entered, entered + 199):
+                assert kernel.do(("unlink", b"d/%06d" % index + LONG)) == 0
 
 
-def fill_the_tree(writer: Writer, number: int, target: int) -> tuple[int, int | None]:
-    """Enter names until the tree refuses or has three levels; how many, and the refusal."""
+def fill_the_tree(writer: Writer, number: int, target: int) -> int:
+    """Enter names until the tree refuses; how many."""
     entered, at_once = 0, 100
-    while levels(writer, number) < 2:
+    while True:
+        names = [b"%06d" % index + LONG for index in range(entered, entered + at_once)]
         try:
-            many(writer, number, [b"%06d" % index + LONG for index in range(entered, entered + at_once)], target, at_once)
+            many(writer, number, names, target, at_once)
         except Refused as refusal:
+            assert refusal.errno == errno.ENOSPC
             if at_once == 1:
-                return entered, refusal.errno
+                return entered
             at_once = 1
         else:
             entered += at_once
-    return entered, None
 
 
 @pytest.mark.parametrize("unsigned", [False, True])

@@ -36,7 +36,7 @@ FSXATTR = struct.Struct("<IIIII8x")
 XFLAG_PROJINHERIT = 0x200
 COARSE = 5
 ROOT = Caller(0, 0)
-FORMS = ["-t ext4", "-t ext4 -b 4096", "-t ext4 -O ^orphan_file,^metadata_csum,uninit_bg -b 2048", "-t ext3 -I 128",
+FORMS = ["-t ext4 -O orphan_file", "-t ext4 -b 4096", "-t ext4 -O ^metadata_csum,uninit_bg -b 2048", "-t ext3 -I 128",
          "-t ext4 -O ^dir_index,^filetype,^has_journal"]
 Operation = tuple[Any, ...]
 Answer = int
