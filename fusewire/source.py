@@ -15,9 +15,9 @@ from fusewire.arguments import Failure
 from fusewire.blockdev import BlockDevice
 from fusewire.committer import Log
 from fusewire.ext4.blocks import BlockCache
-from fusewire.ext4.errors import Corrupt, Ext4Error, Unsupported
+from fusewire.ext4.errors import Corrupt, Ext4Error
+from fusewire.ext4.features import Feature
 from fusewire.ext4.filesystem import DEFAULT_CACHE_BYTES, Ext4, Options
-from fusewire.ext4.journalfile import JournalFile
 from fusewire.ext4.recovery import Replay
 from fusewire.ext4.superblock import Superblock
 from fusewire.ext4.units import SUPERBLOCK_OFFSET_BYTES
@@ -134,63 +134,68 @@ class _Progress:
 
 
 def _open(source: Source, options: MountOptions, progress: _Progress) -> Opened:
-    write, notes = options.access == "rw", []
-    driver = _driver(source, options)
-    why_not = writable.why_read_only(driver.fs) if write else None
-    if why_not is not None:
-        raise Failure(f"{source.name}: cannot be written: {why_not}; mount with -o ro")
-    progress.structure = "journal"
-    log = None
-    if (write or driver.fs.superblock.needs_recovery) and not options.noload:
+    driver = _driver(source.device, options)
+    if options.access == "rw":
+        return _open_for_writing(source, options, driver, progress)
+    notes: list[str] = []
+    if driver.fs.superblock.needs_recovery and not options.noload:
+        progress.structure = "journal"
         found = writable.replay_of(driver)
         if found is not None:
-            file, replay = found
-            if replay.transactions:
-                notes.append(f"replayed {len(replay.transactions)} transactions, {len(replay)} blocks, of the journal")
-            if write:
-                driver = _replayed_home(source, options, driver, found)
-                log = writable.start_log(driver, file, replay)
-            else:
-                driver = _replayed_in_memory(source, options, driver, replay)
+            driver = writable.lay_over(driver, lambda device: _driver(device, options), found)
+            source.device = driver.device
+            notes += [] if found.is_empty else [f"{found.sentence()}, in memory"]
+            notes += _notes_of_errors(found.replay)
     progress.structure = "root directory"
     driver.run(driver.fs.check)
-    if write:
-        progress.structure = "groups"
-        writable.start_writing(driver, log)
+    return Opened(driver.fs, None, notes)
+
+
+def _open_for_writing(source: Source, options: MountOptions, driver: Driver, progress: _Progress) -> Opened:
+    _refuse_writing(source, options, driver)
+    progress.structure = "journal"
+    found, notes = writable.replay_of(driver), list[str]()
+    file = journal = log = None
+    if found is not None:
+        driver, journal = writable.recover_home(driver, lambda: _driver(source.device, options), found)
+        file, journal = found.file, journal.enabled(driver.fs.is_64bit, driver.fs.has_checksums)
+        notes += [] if found.is_empty else [found.sentence()]
+        notes += _notes_of_errors(found.replay)
+    progress.structure = "root directory"
+    driver.run(driver.fs.check)
+    progress.structure = "groups"
+    writable.start_writing(driver, writable.start_log(driver, file, journal) if file and journal else None)
+    progress.structure = "orphans"
+    count, journal = writable.finish_orphans(driver, file, journal)
+    notes += [f"finished {count} deleted or shortened files that the last mount had left"] if count else []
+    if file and journal:
+        log = writable.start_log(driver, file, journal)
+    else:
+        notes.append("there is no journal: after a crash the file system must be checked with e2fsck")
     return Opened(driver.fs, log, notes)
 
 
-def _driver(source: Source, options: MountOptions) -> Driver:
+def _refuse_writing(source: Source, options: MountOptions, driver: Driver) -> None:
+    why_not = writable.why_read_only(driver.fs)
+    if why_not is None and options.noload and Feature.HAS_JOURNAL in driver.fs.superblock.features:
+        why_not = "the option noload, which leaves its journal alone, needs ro"
+    if why_not is not None:
+        raise Failure(f"{source.name}: cannot be written: {why_not}; mount with -o ro")
+
+
+def _notes_of_errors(replay: Replay) -> list[str]:
+    return [f"the journal was given up because of an error ({os.strerror(replay.journal.errno).lower()}); check the "
+            f"file system with e2fsck"] if replay.journal.errno else []
+
+
+def _driver(device: BlockDevice, options: MountOptions) -> Driver:
     """The file system as it stands on the device."""
-    superblock = Superblock.parse(_read_superblock(source.device, options), source.device.size_bytes)
+    superblock = Superblock.parse(_read_superblock(device, options), device.size_bytes)
     geometry = superblock.geometry
     limit = options.cache_bytes or DEFAULT_CACHE_BYTES
     fs = Ext4(superblock, BlockCache(geometry.block_bytes, geometry.blocks, limit),
               Options(noload=True, minixdf=options.minixdf, user_xattr=options.user_xattr, acl=options.acl))
-    return Driver(source.device, fs)
-
-
-def _replayed_home(source: Source, options: MountOptions, driver: Driver, found: tuple[JournalFile, Replay]) -> Driver:
-    file, replay = found
-    if replay.transactions:
-        writable.replay_home(driver, file, replay)
-        return _driver(source, options)
-    return driver
-
-
-def _replayed_in_memory(source: Source, options: MountOptions, driver: Driver, replay: Replay) -> Driver:
-    """The file system as it would be after the replay, without a byte written."""
-    place = driver.fs.geometry.block_of(SUPERBLOCK_OFFSET_BYTES)
-    within = driver.fs.geometry.within_block(SUPERBLOCK_OFFSET_BYTES)
-    raw = replay.content(place)
-    if replay.fast_commits is not None and any(True for _ in replay.fast_commits):
-        raise Unsupported("the journal holds fast commits, which are not replayed yet; mount it once with the kernel, "
-                          "or see it unreplayed with -o ro,noload")
-    if raw is not None:
-        superblock = Superblock.parse(raw[within:within + SUPERBLOCK_BYTES], source.device.size_bytes)
-        driver = Driver(source.device, Ext4(superblock, driver.fs.cache, driver.fs.options))
-    replay.overlay(driver.fs.cache)
-    return driver
+    return Driver(device, fs)
 
 
 def _read_superblock(device: BlockDevice, options: MountOptions) -> bytes:

@@ -20,7 +20,7 @@ LAYERS = (
     ("handlers.*",),
     ("filewrite",),
     ("workers", "writable"),
-    ("fileio", "committer"),
+    ("fileio", "committer", "settler", "replayed"),
     ("session",),
     ("wirelog",),
     ("wire", "wire.*"),
