@@ -2,7 +2,7 @@
 # make test     install what the tests need and run them all
 # make venv     only .venv with fusewire in it
 # make bench    kernel ext4, fuse2fs and fusewire side by side
-# For developers: lint, types, unit (needs no root), mount, hostile
+# For developers: lint, types, unit (needs no root), mount, hostile, model, crash (long: more than ten thousand cuts)
 
 PYTHON ?= python3
 VENV   := .venv
@@ -12,10 +12,10 @@ IMAGE  ?= demo.img
 SUDO   := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 # Debian packages: to build and run, to test, to measure
 NEEDS       := python3-venv gcc python3-dev e2fsprogs
-TEST_NEEDS  := fuse3 fuse2fs fio acl attr kmod fdisk util-linux keyutils linux-libc-dev
+TEST_NEEDS  := fuse3 fuse2fs fio acl attr fdisk util-linux libc6-dev linux-libc-dev fsverity rsync git
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: run venv test bench lint types unit mount hostile clean
+.PHONY: run venv test bench lint types unit mount hostile model crash clean
 
 venv: $(VENV)/.ready
 
@@ -67,6 +67,12 @@ mount: $(VENV)/.tested
 
 hostile: $(VENV)/.tested
 	$(SUDO) $(BIN)/python -m pytest -q tests/hostile
+
+model: $(VENV)/.tested
+	$(SUDO) env FUSEWIRE_LONG=1 $(BIN)/python -m pytest -q tests/model
+
+crash: $(VENV)/.tested
+	$(SUDO) env FUSEWIRE_CRASH_CUTS=10000 $(BIN)/python -m pytest -q --timeout 7200 tests/crash
 
 clean:
 	rm -rf $(VENV) build *.egg-info demo.img fusewire/_uapi.py fusewire/_accel*
