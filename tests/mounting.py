@@ -137,9 +137,12 @@ def mount_point() -> Iterator[Path]:
 
 
 @contextmanager
-def kernel_mount(image: Path, options: str = "ro,noatime") -> Iterator[Mount]:
-    """``image`` mounted by the kernel's ext4 through a loop device, also when another loop device has the image."""
-    read_only = ["-r"] if "ro" in options.split(",") else []
+def kernel_mount(image: Path, options: str = "ro,noatime", writable: bool = False) -> Iterator[Mount]:
+    """``image`` mounted by the kernel's ext4 through a loop device, also when another loop device has the image.
+
+    ``writable``: the device is, although the mount may be read-only; so the kernel can replay a journal.
+    """
+    read_only = ["-r"] if "ro" in options.split(",") and not writable else []
     with mount_point() as target:
         device = run("losetup", *read_only, "-f", "--show", image).stdout.strip()
         try:
