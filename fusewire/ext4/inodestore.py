@@ -6,7 +6,7 @@ Only known fields are patched in place; bytes that we do not understand survive.
 import struct
 from typing import TYPE_CHECKING, Any
 
-from . import checksum, group, inode, layout
+from . import checksum, group, inode, layout, superstore
 from .errors import Check, Corrupt
 from .features import Feature
 from .inode import BASE_BYTES, FLAG_HUGE_FILE, Inode, Time
@@ -20,7 +20,9 @@ _AT = {**layout.INODE.offsets, **{f"x_{name}": BASE_BYTES + at for name, at in l
 _MAPPING_FLAGS = inode.FLAG_EXTENTS | inode.FLAG_INLINE_DATA
 _TIMES = ("atime", "ctime", "mtime", "crtime")
 MAX_SECTORS_WITHOUT_HUGE = (1 << 32) - 1
+MAX_SIZE_WITHOUT_LARGE = (1 << 31) - 1
 WANT_EXTRA_BYTES = 32
+FIRST_SECOND, LAST_SECOND, LAST_OLD_SECOND = -(1 << 31), (1 << 34) - (1 << 31) - 1, (1 << 31) - 1
 
 
 def change(tx: "Transaction", old: Inode, **fields: Any) -> Inode:
@@ -34,7 +36,16 @@ def change(tx: "Transaction", old: Inode, **fields: Any) -> Inode:
     entry = tx.edit_keeping(block)
     current = entry.views.get(old.number)
     assert current is None or current is old or current.raw == old.raw, "an inode was changed since it was looked at"
-    return _store(tx, old.clone(), entry.data[offset:offset + tx.geometry.inode_bytes], fields)
+    new, raw = old.clone(), entry.data[offset:offset + tx.geometry.inode_bytes]
+    if not old.extra_isize and len(raw) > BASE_BYTES:
+        _start_extra(new, raw)
+    return _store(tx, new, raw, fields)
+
+
+def _start_extra(new: Inode, raw: bytearray) -> None:
+    """Say how far the fields reach in an inode that never did: they count all the same, here and in the kernel."""
+    new.extra_isize, new.attributes = WANT_EXTRA_BYTES, None
+    _U16.pack_into(raw, BASE_BYTES, WANT_EXTRA_BYTES)
 
 
 def create(tx: "Transaction", number: int, mode: int, **fields: Any) -> Inode:
@@ -42,7 +53,7 @@ def create(tx: "Transaction", number: int, mode: int, **fields: Any) -> Inode:
     raw = bytearray(tx.geometry.inode_bytes)
     if len(raw) > BASE_BYTES:
         _U16.pack_into(raw, BASE_BYTES, extra_bytes(tx))
-    new = inode.blank(InodeNumber(number), len(raw) > BASE_BYTES and extra_bytes(tx))
+    new = inode.blank(InodeNumber(number), extra_bytes(tx) if len(raw) > BASE_BYTES else 0)
     now = tx.now
     return _store(tx, new, raw, {"mode": mode, "atime": now, "ctime": now, "mtime": now, "crtime": now, **fields})
 
@@ -76,11 +87,13 @@ def _nothing(_data: bytearray, _read: object) -> None:
 
 
 def extra_bytes(tx: "Transaction") -> int:
-    """How many bytes of fields a new inode has behind its first 128."""
-    room = tx.geometry.inode_bytes - BASE_BYTES
-    wanted = tx.superblock.fields["want_extra_isize"] if Feature.EXTRA_ISIZE in tx.superblock.features else 0
-    wanted = max(wanted, tx.superblock.fields["min_extra_isize"] if wanted else 0)
-    return wanted if 4 <= wanted <= room and wanted % 4 == 0 else min(WANT_EXTRA_BYTES, room)
+    """How many bytes of fields a new inode has behind its first 128: at least those that we know, more if the
+    superblock asks for it and they fit."""
+    fields, room = tx.superblock.fields, tx.geometry.inode_bytes - BASE_BYTES
+    wanted = WANT_EXTRA_BYTES
+    if Feature.EXTRA_ISIZE in tx.superblock.features:
+        wanted = max(wanted, fields["want_extra_isize"], fields["min_extra_isize"])
+    return wanted if wanted <= room and wanted % 4 == 0 else min(WANT_EXTRA_BYTES, room)
 
 
 def place(tx: "Transaction", number: int) -> tuple[int, int]:
@@ -127,6 +140,10 @@ def _size(tx: "Transaction", new: Inode, raw: bytearray, value: int) -> None:
     _u32(raw, "size_lo", value)
     if new.is_regular or tx.has_large_dir:
         _u32(raw, "size_hi", value >> 32)
+    if value > MAX_SIZE_WITHOUT_LARGE and Feature.LARGE_FILE not in tx.superblock.features:
+        have = superstore.get(tx, "feature_ro_compat")
+        if not have & Feature.LARGE_FILE.mask:
+            superstore.change(tx, feature_ro_compat=have | Feature.LARGE_FILE.mask)
 
 
 def _links(_tx: "Transaction", new: Inode, raw: bytearray, value: int) -> None:
@@ -140,9 +157,8 @@ def _sectors(tx: "Transaction", new: Inode, raw: bytearray, value: int) -> None:
         raise Corrupt(Check.INODE_SIZE, inode=new.number, sectors=value)
     new.sectors = value
     huge = value >= 1 << 48
-    flags = new.flags | FLAG_HUGE_FILE if huge else new.flags & ~FLAG_HUGE_FILE
-    if flags != new.flags:
-        _flags(tx, new, raw, flags)
+    new.flags = new.flags | FLAG_HUGE_FILE if huge else new.flags & ~FLAG_HUGE_FILE
+    _u32(raw, "flags", new.flags)
     count = value >> (tx.geometry.block_bits - 9) if huge else value
     _u32(raw, "blocks_lo", count)
     if tx.has_huge_file:
@@ -150,6 +166,7 @@ def _sectors(tx: "Transaction", new: Inode, raw: bytearray, value: int) -> None:
 
 
 def _flags(_tx: "Transaction", new: Inode, raw: bytearray, value: int) -> None:
+    value = value & ~FLAG_HUGE_FILE | new.flags & FLAG_HUGE_FILE  # which goes with ``sectors`` alone
     if (new.flags ^ value) & _MAPPING_FLAGS:
         new.mapping = None
     new.flags = value
@@ -178,12 +195,12 @@ def _time(name: str) -> Any:
     def store(_tx: "Transaction", new: Inode, raw: bytearray, value: Time) -> None:
         seconds, nanoseconds = value
         wide = _has(new, f"{name}_extra")
-        if not wide:
-            seconds, nanoseconds = max(min(seconds, 0x7FFFFFFF), -0x80000000), 0
-        else:
-            seconds = max(min(seconds, 0x37FFFFFFF), -0x80000000)
-            epoch = (seconds + 0x80000000) >> 32
-            _u32(raw, f"x_{name}_extra", nanoseconds << 2 | epoch)
+        last = LAST_SECOND if wide else LAST_OLD_SECOND
+        seconds = max(min(seconds, last), FIRST_SECOND)
+        if not wide or seconds in (FIRST_SECOND, last):
+            nanoseconds = 0  # none are kept, or the time was cut off as far as it goes
+        if wide:
+            _u32(raw, f"x_{name}_extra", nanoseconds << 2 | (seconds - FIRST_SECOND) >> 32)
         if name == "crtime":
             if not _has(new, name):
                 return
@@ -202,7 +219,7 @@ def _project(tx: "Transaction", new: Inode, raw: bytearray, value: int) -> None:
 
 
 def _version(_tx: "Transaction", new: Inode, raw: bytearray, value: int) -> None:
-    new.version = value
+    new.version = value if _has(new, "version_hi") else value & 0xFFFFFFFF
     _u32(raw, "version_lo", value)
     if _has(new, "version_hi"):
         _u32(raw, "x_version_hi", value >> 32)
@@ -214,6 +231,7 @@ def _dtime(_tx: "Transaction", _new: Inode, raw: bytearray, value: int) -> None:
 
 def _tail(_tx: "Transaction", new: Inode, raw: bytearray, value: bytes) -> None:
     new.attributes = None
+    assert len(value) == len(raw) - BASE_BYTES - new.extra_isize
     raw[BASE_BYTES + new.extra_isize:] = value
 
 
