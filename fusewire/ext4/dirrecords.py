@@ -9,11 +9,11 @@ I2  Records end where ``end`` says: under metadata_csum 12 bytes before the bloc
 
 import stat
 import struct
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from .dirblock import ALIGN, D_TYPES, HEAD_BYTES, HUGE_BLOCK, DirBlock, Entry
+from .dirblock import ALIGN, D_TYPES, HEAD_BYTES, HUGE_BLOCK, SMALLEST, DirBlock, Entry
 from .errors import Check, Corrupt
 
 CHECKSUM_BYTES = 12     # the fake record at the end of a block that holds its checksum
@@ -37,16 +37,16 @@ class Link(NamedTuple):
 
 
 class Room:
-    """Where the records of a block begin, and how many bytes of each no name uses (all, if it is unused)."""
+    """Where the records of a block begin, and those among them with room for another: (start, bytes to spare)."""
 
-    __slots__ = ("slack", "starts")
+    __slots__ = ("spare", "starts")
 
-    def __init__(self, starts: list[int], slack: list[int]) -> None:
-        self.starts, self.slack = starts, slack
+    def __init__(self, starts: list[int], spare: list[tuple[int, int]]) -> None:
+        self.starts, self.spare = starts, spare
 
     def slot(self, need: int) -> int | None:
-        """The first record with ``need`` bytes to spare."""
-        for index, slack in enumerate(self.slack):
+        """The first record with ``need`` bytes to spare, as an index into ``spare``."""
+        for index, (_, slack) in enumerate(self.spare):
             if slack >= need:
                 return index
         return None
@@ -59,65 +59,63 @@ def record_bytes(name_bytes: int) -> int:
 
 def room(data: bytes, end: int, **where: object) -> Room:
     """The room of a block whose records were checked already; ``Corrupt(DIRENT_LENGTH)`` if none ends at ``end``."""
-    starts, slack, at, unpack = [], [], 0, _HEAD.unpack_from
+    starts, spare, at, unpack = [], [], 0, _HEAD.unpack_from
     while at < end:
         inode, length, name_bytes, _ = unpack(data, at)
         length = _length(length, len(data))
         starts.append(at)
-        slack.append(length - record_bytes(name_bytes) if inode else length)
+        slack = length - record_bytes(name_bytes) if inode else length
+        if slack >= SMALLEST:
+            spare.append((at, slack))
         at += length
     if at != end:
         raise Corrupt(Check.DIRENT_LENGTH, offset=starts[-1], end=end, **where)
-    return Room(starts, slack)
+    return Room(starts, spare)
 
 
 def enter(data: bytearray, names: DirBlock, free: Room, slot: int, link: Link) -> tuple[DirBlock, Room]:
-    """Enter a name in the record ``slot``, which has room for it; the views as they are then."""
-    start, slack = free.starts[slot], free.slack[slot]
-    length = _length_at(data, start)
-    used, end = length - slack, start + length
-    need = record_bytes(len(link.name))
-    entries, by_name = names.entries.copy(), names.names.copy()
-    starts, slacks = free.starts.copy(), free.slack.copy()
+    """Enter a name in the record ``free.spare[slot]``, which has room for it; the views as they are then."""
+    start, slack = free.spare[slot]
+    end = start + _length_at(data, start)
+    new = end - slack
+    left = slack - record_bytes(len(link.name))
+    entries, by_name, starts, spare = names.entries.copy(), names.names.copy(), free.starts, free.spare.copy()
     at = bisect_left(entries, (end,))
-    if used:
-        _put_length(data, start, used)
-        _move_end(entries, by_name, at, start + used)
+    if new != start:
+        _put_length(data, start, new - start)
+        _move_end(entries, by_name, at, new)
         at += 1
-        slacks[slot] = 0
-        slot += 1
-        starts.insert(slot, start + used)
-        slacks.insert(slot, slack - need)
-    else:
-        slacks[slot] = slack - need
-    _put(data, start + used, slack, link)
+        starts = starts.copy()
+        insort(starts, new)
+    spare[slot:slot + 1] = [(new, left)] if left >= SMALLEST else []
+    _put(data, new, slack, link)
     entry = Entry(end, link.inode, D_TYPES[link.file_type], link.name)
     entries.insert(at, entry)
     by_name[link.name] = entry
-    return _views(names, entries, by_name), Room(starts, slacks)
+    return _views(names, entries, by_name), Room(starts, spare)
 
 
 def leave(data: bytearray, names: DirBlock, free: Room, name: bytes) -> tuple[DirBlock, Room]:
     """Take a name out: its record joins the one before it, or becomes unused where it is the first."""
-    entry = names.names[name]
-    end = entry.end
-    entries, by_name = names.entries.copy(), names.names.copy()
-    starts, slacks = free.starts.copy(), free.slack.copy()
+    end = names.names[name].end
+    entries, by_name, starts = names.entries.copy(), names.names.copy(), free.starts
     slot, at = bisect_left(starts, end) - 1, bisect_left(entries, (end,))
-    start = starts[slot]
+    start = first = starts[slot]
     del entries[at], by_name[name]
     data[start:end] = bytes(end - start)
+    used = 0
     if slot:
-        before = starts[slot - 1]
-        _put_length(data, before, end - before)
-        slacks[slot - 1] += end - start
-        del starts[slot], slacks[slot]
+        first = starts[slot - 1]
+        inode, _, name_bytes, _ = _HEAD.unpack_from(data, first)
+        used = record_bytes(name_bytes) if inode else 0
+        starts = starts.copy()
+        del starts[slot]
         if at and entries[at - 1].end == start:
             _move_end(entries, by_name, at - 1, end)
-    else:
-        _put_length(data, start, end - start)
-        slacks[slot] = end - start
-    return _views(names, entries, by_name), Room(starts, slacks)
+    _put_length(data, first, end - first)
+    low, high = bisect_left(free.spare, (first,)), bisect_left(free.spare, (end,))
+    spare = [*free.spare[:low], (first, end - first - used), *free.spare[high:]]
+    return _views(names, entries, by_name), Room(starts, spare)
 
 
 def point(data: bytearray, names: DirBlock, free: Room, link: Link) -> DirBlock:

@@ -37,11 +37,10 @@ def records_end(fs: "Ext4") -> int:
 
 def enter(tx: "Transaction", of: Inode, file_block: int, link: Link) -> bool:
     """Enter a name in a block; False if there is no room for it."""
-    known, free = names(tx, of, file_block), room(tx, of, file_block)
+    block, known, free = _look(tx, of, file_block)
     slot = free.slot(record_bytes(len(link.name)))
     if slot is None:
         return False
-    block = device_block(tx, of, file_block)
     owned = tx.edit_keeping(block)
     views = dirrecords.enter(owned.data, known, free, slot, link)
     owned.views[_names_key(of)], owned.views[_room_key(of)] = views
@@ -51,8 +50,7 @@ def enter(tx: "Transaction", of: Inode, file_block: int, link: Link) -> bool:
 
 def leave(tx: "Transaction", of: Inode, file_block: int, name: bytes) -> None:
     """Take out a name that the block has."""
-    known, free = names(tx, of, file_block), room(tx, of, file_block)
-    block = device_block(tx, of, file_block)
+    block, known, free = _look(tx, of, file_block)
     owned = tx.edit_keeping(block)
     views = dirrecords.leave(owned.data, known, free, name)
     owned.views[_names_key(of)], owned.views[_room_key(of)] = views
@@ -61,8 +59,7 @@ def leave(tx: "Transaction", of: Inode, file_block: int, name: bytes) -> None:
 
 def point(tx: "Transaction", of: Inode, file_block: int, link: Link) -> None:
     """Let a name that the block has lead to another inode; the first block of an indexed directory stays its root."""
-    known, free = names(tx, of, file_block), room(tx, of, file_block)
-    block = device_block(tx, of, file_block)
+    block, known, free = _look(tx, of, file_block)
     owned = tx.edit_keeping(block)
     owned.views[_names_key(of)] = dirrecords.point(owned.data, known, free, link)
     if file_block or not directory._is_indexed(tx, of):
@@ -71,11 +68,18 @@ def point(tx: "Transaction", of: Inode, file_block: int, link: Link) -> None:
 
 def room(fs: "Ext4", of: Inode, file_block: int) -> Room:
     """Where there is room in a block; the root and the nodes of a hash tree have a room, too, and no use for it."""
-    names(fs, of, file_block)
-    end = fs.geometry.block_bytes if directory._is_indexed(fs, of) and not file_block else records_end(fs)
-    found: Room = fs.cache.view(device_block(fs, of, file_block), _room_key(of),
-                                lambda data: dirrecords.room(data, end, inode=of.number, file_block=file_block))
-    return found
+    return _look(fs, of, file_block)[2]
+
+
+def _look(fs: "Ext4", of: Inode, file_block: int) -> tuple[int, DirBlock, Room]:
+    """A block of a directory: where it lies on the device, its names, its room."""
+    known, block = names(fs, of, file_block), device_block(fs, of, file_block)
+    free: Room | None = fs.cache.entry(block).views.get(_room_key(of))
+    if free is None:
+        end = fs.geometry.block_bytes if directory._is_indexed(fs, of) and not file_block else records_end(fs)
+        free = fs.cache.view(block, _room_key(of),
+                             lambda data: dirrecords.room(data, end, inode=of.number, file_block=file_block))
+    return block, known, free
 
 
 def links(fs: "Ext4", of: Inode, file_block: int) -> list[tuple[Link, int]]:

@@ -57,7 +57,7 @@ def assert_views_are_what_decoding_gives(writer: Writer, number: int) -> None:
         end = fs.geometry.block_bytes if indexed and not file_block else dirspace.records_end(fs)
         if not (indexed and dirblock.is_one_record(data)):
             fresh, free = dirrecords.room(data, end), writer.run(dirspace.room, of, file_block)
-            assert (free.starts, free.slack) == (fresh.starts, fresh.slack)
+            assert (free.starts, free.spare) == (fresh.starts, fresh.spare)
         for key, decode in (("htree", directory.htree.inner), ("htree root", directory.htree.root)):
             view = entry.views.get((key, number, of.generation))
             if view is not None:
@@ -102,7 +102,7 @@ def test_records_and_views_stay_the_same_under_any_change(seed: int) -> None:
             fresh = dirblock.decode(fs, bytes(data), encrypted=False)
             room = dirrecords.room(bytes(data), end)
             assert shape(names) == shape(fresh)
-            assert (free.starts, free.slack) == (room.starts, room.slack)
+            assert (free.starts, free.spare) == (room.starts, room.spare)
             assert {link.name: (link.inode, link.file_type) for link, _ in dirrecords.links(bytes(data), end)} == model
 
 
@@ -135,7 +135,7 @@ def test_lengths_in_blocks_of_64_kib(length: int) -> None:
     data = bytearray(65536)
     dirrecords.fill(data, length, [])
     free = dirrecords.room(bytes(data), length)
-    assert free.slack == [length]
+    assert free.spare == [(0, length)]
     if length == 65536:
         assert dirblock.is_one_record(bytes(data))
 
@@ -148,8 +148,8 @@ def test_records_over_the_checksum_are_refused() -> None:
 
 
 def test_room_is_found_first_fit() -> None:
-    free = Room([0, 12, 40, 80], [0, 12, 24, 944])
-    assert [free.slot(need) for need in (12, 16, 24, 28, 944, 948)] == [1, 2, 2, 3, 3, None]
+    free = Room([0, 12, 40, 80], [(12, 12), (40, 24), (80, 944)])
+    assert [free.slot(need) for need in (12, 16, 24, 28, 944, 948)] == [0, 1, 1, 2, 2, None]
 
 
 # ---- whole directories ----------------------------------------------------------------------------------------------
