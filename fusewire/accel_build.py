@@ -13,7 +13,29 @@ DECLARATIONS = """
 
     typedef struct { uint32_t end, inode, kind, name, name_end; } fw_entry;
     int32_t fw_entries(const uint8_t *block, size_t size, uint32_t inodes, int any_name, fw_entry *out, size_t room);
+
+    typedef struct {
+        uint32_t inode_bytes, block_bytes, seed, flags, checksums, huge_files, large_directories;
+        uint64_t largest_directory, largest_mapped, largest_extents;
+    } fw_inodes;
+    int64_t fw_attributes(const uint8_t *block, size_t size, size_t at, uint32_t number, const fw_inodes *how,
+                          uint8_t *out);
 """
+
+
+def _crc32c_tables() -> str:
+    """Four tables of CRC-32C, for four bytes a step, as the initialiser of an array."""
+    first = []
+    for value in range(256):
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)  # noqa: PLW2901 - the register, shifted
+        first.append(value)
+    tables = [first]
+    for _ in range(3):
+        tables.append([value >> 8 ^ first[value & 255] for value in tables[-1]])
+    rows = ("{" + ",".join(f"{value}u" for value in table) + "}" for table in tables)
+    return "{" + ",".join(rows) + "}"
+
 
 SOURCE = r"""
 #include <stddef.h>
@@ -173,7 +195,87 @@ int32_t fw_entries(const uint8_t *block, size_t size, uint32_t inodes, int any_n
     }
     return (int32_t)found;
 }
-"""
+
+/* ---- attributes of an inode; the twins are inode.load, inode.check_in_use and handlers/nodes.py ---- */
+
+typedef struct {
+    uint32_t inode_bytes, block_bytes, seed, flags, checksums, huge_files, large_directories;
+    uint64_t largest_directory, largest_mapped, largest_extents;
+} fw_inodes;
+
+static const uint32_t crc_table[4][256] = CRC32C_TABLES;
+
+static uint32_t crc32c(uint32_t crc, const uint8_t *data, size_t length)
+{
+    for (; length >= 4; data += 4, length -= 4) {
+        crc ^= le32(data);
+        crc = crc_table[3][crc & 255] ^ crc_table[2][crc >> 8 & 255] ^ crc_table[1][crc >> 16 & 255] ^
+              crc_table[0][crc >> 24];
+    }
+    while (length--)
+        crc = crc_table[0][(crc ^ *data++) & 255] ^ crc >> 8;
+    return crc;
+}
+
+static int checksum_matches(const uint8_t *raw, uint32_t number, const fw_inodes *how)
+{
+    static const uint8_t zero[2];
+    uint8_t owner[4] = {(uint8_t)number, (uint8_t)(number >> 8), (uint8_t)(number >> 16), (uint8_t)(number >> 24)};
+    uint32_t crc = crc32c(how->seed, owner, 4);
+    crc = crc32c(crc, raw + 0x64, 4);
+    crc = crc32c(crc, raw, 0x7C);
+    crc = crc32c(crc, zero, 2);
+    if (how->inode_bytes < 0x84 || le16(raw + 0x80) < 4)
+        return (crc32c(crc, raw + 0x7E, how->inode_bytes - 0x7E) & 0xFFFF) == le16(raw + 0x7C);
+    crc = crc32c(crc, raw + 0x7E, 4);
+    crc = crc32c(crc, zero, 2);
+    return crc32c(crc, raw + 0x84, how->inode_bytes - 0x84) == (le16(raw + 0x7C) | le16(raw + 0x82) << 16);
+}
+
+/* seconds since 1970 at out[0], nanoseconds at out[1] */
+static void moment(uint32_t seconds, uint32_t extra, int64_t *whole, uint32_t *part)
+{
+    *whole = (int64_t)(int32_t)seconds + ((int64_t)(extra & 3) << 32);
+    *part = extra >> 2 > 999999999u ? 999999999u : extra >> 2;
+}
+
+/* The inode's generation, and its attributes in out (88 bytes: ino size blocks atime mtime ctime, 8 each; atimensec
+   mtimensec ctimensec mode nlink uid gid rdev blksize flags, 4 each); -1 if it is not sound and of the usual kind. */
+int64_t fw_attributes(const uint8_t *block, size_t size, size_t at, uint32_t number, const fw_inodes *how, uint8_t *out)
+{
+    const uint8_t *raw = block + at;
+    if (how->inode_bytes < 128 || at > size || size - at < how->inode_bytes)
+        return -1;
+    uint32_t mode = le16(raw), kind = mode & 0170000, links = le16(raw + 0x1A), flags = le32(raw + 0x20), reach = 0;
+    if ((kind != 0100000 && kind != 0040000 && kind != 0120000) || links == 0 || (flags & ~how->flags))
+        return -1;
+    if (how->inode_bytes > 128) {
+        reach = le16(raw + 0x80);
+        if (reach % 4 || 128 + reach > how->inode_bytes)
+            return -1;
+        if (reach == 0)
+            reach = 32;
+    }
+    if (how->checksums && !checksum_matches(raw, number, how))
+        return -1;
+    uint64_t wide[6] = {number, le32(raw + 4), le32(raw + 0x1C)};
+    if (kind == 0100000 || how->large_directories)
+        wide[1] |= (uint64_t)le32(raw + 0x6C) << 32;
+    if (how->huge_files)
+        wide[2] |= (uint64_t)le16(raw + 0x74) << 32;
+    if (wide[1] > (kind == 0040000 ? how->largest_directory
+                   : flags & 0x80000 ? how->largest_extents : how->largest_mapped))
+        return -1;
+    uint32_t narrow[10] = {0, 0, 0, mode, links, le16(raw + 2) | le16(raw + 0x78) << 16,
+                           le16(raw + 0x18) | le16(raw + 0x7A) << 16, 0, how->block_bytes, 0};
+    moment(le32(raw + 0x08), reach >= 16 ? le32(raw + 0x8C) : 0, (int64_t *)&wide[3], &narrow[0]);
+    moment(le32(raw + 0x10), reach >= 12 ? le32(raw + 0x88) : 0, (int64_t *)&wide[4], &narrow[1]);
+    moment(le32(raw + 0x0C), reach >= 8 ? le32(raw + 0x84) : 0, (int64_t *)&wide[5], &narrow[2]);
+    memcpy(out, wide, 48);
+    memcpy(out + 48, narrow, 40);
+    return le32(raw + 0x64);
+}
+""".replace("CRC32C_TABLES", _crc32c_tables())
 
 ffi = FFI()
 ffi.cdef(DECLARATIONS)

@@ -21,8 +21,9 @@ from typing import Any
 
 import uvloop
 
-from fusewire import __version__, log, mount, runtime, unmount
+from fusewire import __version__, accel, log, mount, runtime, unmount
 from fusewire.arguments import EXIT_OK, EXIT_SYSTEM, EXIT_USAGE, Failure, Parser, say
+from fusewire.ext4 import errorlog
 from fusewire.mount import Mounting
 from fusewire.mountrequest import MountError, MountRequest
 from fusewire.options import MS_RDONLY, MountOptions, OptionError, parse_options
@@ -52,6 +53,8 @@ Exit codes are those of mount(8): 0 mounted, 1 wrong usage, 2 system error, 32 m
 MOST_FUSEBLK_BLOCK_BYTES = 4096     # the kernel accepts up to a page
 READAHEAD_KIB = 1024
 BUSY_SECONDS = 5.0      # how long users of the mount may finish after SIGTERM, before they are cut off
+WRITE_BACK_SECONDS = 60.0   # how long the kernel may then take to hand over what they wrote
+LEAVING_SECONDS = 2.0   # … and to end the connection
 FIRST_EVENT_SECONDS = 1.0   # after which "mounted" is logged: the import of structlog must not delay the first answers
 # Objects allocated before a collection: the core makes no cycles, and a pass over a full cache stops us for 100 ms.
 GC_THRESHOLDS = (100_000, 50, 100)
@@ -151,6 +154,7 @@ def _leave_terminal(tell: int) -> None:
 def _serve(settings: Settings, ready: Callable[[], None]) -> int:
     """Mount, call ``ready`` when the mount answers, serve until the end; the exit code.  ``Failure`` before ready."""
     options = settings.options
+    accel.install()
     with ExitStack() as stack:
         wirelog = _open_wirelog(settings.wirelog)
         if wirelog is not None:
@@ -164,7 +168,8 @@ def _serve(settings: Settings, ready: Callable[[], None]) -> int:
         mounting = _prepare(settings, source, fs.geometry.block_bytes)
         stack.callback(os.close, mounting.fd)
         attached = mount.in_thread(mounting.attach)
-        server = Server(mounting.fd, session, source.device, wirelog, journal)
+        server = Server(mounting.fd, session, source.device, wirelog, journal,
+                        errors=errorlog.policy(fs.superblock.fields["errors"], options.errors))
         _answer_init(settings, mounting, server, attached)
         uvloop.run(_serve_mounted(settings, source, server, mounting, attached, ready))
     return EXIT_OK
@@ -242,8 +247,13 @@ async def _serve_mounted(settings: Settings, source: Source, server: Server, mou
     if source.loop is not None:
         source.loop.close()     # the mount keeps it now
     ending: list[asyncio.Task[None]] = []
+
+    def end() -> None:
+        if not ending:
+            ending.append(asyncio.ensure_future(_end(settings, server, serving)))
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, lambda: ending.append(asyncio.ensure_future(_end(settings, server, serving))))
+        loop.add_signal_handler(number, end)
     ready()
     gc.freeze()     # what start-up made stays; without a collection before, which would stop us for 13 ms
     gc.set_threshold(*GC_THRESHOLDS)
@@ -272,14 +282,17 @@ def _after_mount(settings: Settings, source: Source, mounting: Mounting) -> runt
 
 
 async def _end(settings: Settings, server: Server, serving: "asyncio.Future[None]") -> None:
-    """SIGTERM: unmount; users that do not leave in time are cut off.  Nothing is lost, as nothing is written."""
-    detached = _awaitable(mount.in_thread(lambda: _detach(settings.target)))
-    await asyncio.wait([serving, detached], return_when=asyncio.FIRST_COMPLETED, timeout=BUSY_SECONDS)
+    """SIGTERM: unmount as soon as nobody uses the mount.  Users that do not leave in time are cut off.
+
+    Either way everything that was written until then is fetched from the kernel, and on the device when we end.
+    """
+    left = _awaitable(mount.in_thread(lambda: _leave(settings.target)))
+    await asyncio.wait([serving, left], return_when=asyncio.FIRST_COMPLETED, timeout=BUSY_SECONDS + WRITE_BACK_SECONDS)
     if not serving.done():
-        await asyncio.wait([serving], timeout=BUSY_SECONDS)
+        await asyncio.wait([serving], timeout=LEAVING_SECONDS)
     server.stop()
 
 
-def _detach(target: str) -> None:
+def _leave(target: str) -> None:
     with suppress(MountError, OSError):
-        unmount.unmount(target, lazy=True)
+        unmount.leave(target, BUSY_SECONDS)

@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Callable
 from typing import Any
 
+from fusewire import accel
 from fusewire.ext4 import units
 from fusewire.ext4.errors import Refused
 from fusewire.ext4.features import Feature
@@ -96,6 +97,7 @@ class Session:
         negotiated: what INIT agreed on; None until then.
         asks_open: whether the kernel shall send OPEN: only then can the open of a file without its key fail.
         read_only: whether changes are refused: from the start, or since one could not be made durable.
+        attributes: reads attributes straight from inode tables, where compiled code is available.
         target: where it is mounted, for the superblock.
         unused: inodes without names that the kernel has forgotten; the server has them freed.
     """
@@ -104,6 +106,7 @@ class Session:
         self.target = target
         self.unused: list[int] = []
         self.fs = fs
+        self.attributes = accel.Attributes(fs) if accel.AVAILABLE else None
         self.read_only = read_only
         self.lookups = LookupCounts()
         self.negotiated: Negotiated | None = None

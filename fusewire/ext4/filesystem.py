@@ -86,6 +86,10 @@ class Ext4:
         """The largest size that a file of this kind of mapping can have."""
         return self._largest[of.has_extents]
 
+    def largest_file(self, *, extents: bool) -> int:
+        """The largest size of a file that extents, or the older block map, can map."""
+        return self._largest[extents]
+
 
 def _largest_file(superblock: Superblock, extents: bool) -> int:
     """Kernel documentation, ext4, "File sizes": limited by the mapping and by how far i_blocks counts."""

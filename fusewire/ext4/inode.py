@@ -161,17 +161,33 @@ def load(fs: "Ext4", number: int) -> Inode:
     return found
 
 
-def blocks_of(fs: "Ext4", numbers: list[int]) -> list[int]:
-    """The inode table blocks that hold these inodes (numbers out of range left out), to be fetched together."""
-    geometry, blocks = fs.geometry, set()
+def places(fs: "Ext4", numbers: list[int]) -> list[tuple[int, int] | None]:
+    """(block of the inode table, byte offset in it) of each inode, None for one that has no place; no inode is read.
+
+    So their blocks can be wanted together.  Raises ``BlockMiss`` for group descriptors.
+    """
+    geometry, tables, found = fs.geometry, fs.tables, list[tuple[int, int] | None]()
     for number in numbers:
-        if 1 <= number <= geometry.inodes:
-            in_group, index = geometry.group_of_inode(number)
-            table = fs.tables.get(in_group)
-            if table is None:
-                table = fs.tables[in_group] = group.load(fs, in_group).inode_table
-            blocks.add(table + geometry.inode_place(index)[0])
-    return sorted(blocks)
+        in_group, index = geometry.group_of_inode(number)
+        table = tables.get(in_group)
+        if table is None or not 1 <= number <= geometry.inodes:
+            found.append(_place(fs, number))
+        else:
+            block, offset = geometry.inode_place(index)
+            found.append((table + block, offset))
+    return found
+
+
+def _place(fs: "Ext4", number: int) -> tuple[int, int] | None:
+    if not 1 <= number <= fs.geometry.inodes:
+        return None
+    in_group, index = fs.geometry.group_of_inode(number)
+    try:
+        table = fs.tables[in_group] = group.load(fs, in_group).inode_table
+    except Corrupt:
+        return None
+    block, offset = fs.geometry.inode_place(index)
+    return table + block, offset
 
 
 def _read_ahead(fs: "Ext4", table: int, block: int) -> None:

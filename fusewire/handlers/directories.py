@@ -35,24 +35,29 @@ def readdir(session: Session, request: Request) -> Pieces:
 
 def readdirplus(session: Session, request: Request) -> Pieces:
     """READDIRPLUS: each name with its attributes, as if it had been looked up."""
-    fs, count = session.fs, session.lookups.add
+    fs = session.fs
     found = _names(session, _directory(session, request), request, wire.DIRENTPLUS_SIZE)
-    fs.cache.want(inodes.blocks_of(fs, [name.inode for name in found]))
+    places = inodes.places(fs, [name.inode for name in found])
+    fs.cache.want({place[0] for place in places if place is not None})
     packed, known = [], []
-    for cookie, number, d_type, name in found:
-        entry = wire.NO_ENTRY if name in _DOTS else _entry(session, number)
+    for (cookie, number, d_type, name), place in zip(found, places, strict=True):
+        entry = wire.NO_ENTRY if name in _DOTS else _entry(session, number, place)
         if entry is not wire.NO_ENTRY:
             known.append(number)
         packed.append(wire.direntplus(entry, number, cookie, name, d_type))
     for number in known:
-        count(number)
+        session.lookups.add(number)
     return wire.reply_data(request.unique, b"".join(packed))
 
 
-def _entry(session: Session, number: int) -> bytes:
+def _entry(session: Session, number: int, place: tuple[int, int] | None) -> bytes:
     """The entry of an inode, or a name without one if the inode is broken: LOOKUP will say so to who asks for it."""
     fs = session.fs
     try:
+        if place is not None:
+            unread = nodes.unread_entry(session, number, place[0], place[1])
+            if unread is not None:
+                return unread
         return nodes.entry(fs, inodes.check_in_use(fs, fs.inode(number)))
     except (Corrupt, OSError):
         return wire.NO_ENTRY
