@@ -60,6 +60,11 @@ def umount(target: bytes, flags: int = 0) -> None:
     _check(_libc.umount2(target, flags))
 
 
+def syncfs(fd: int) -> None:
+    """syncfs(2): have a file system write back what the kernel still holds; returns when that is done."""
+    _check(_libc.syncfs(fd))
+
+
 def unshare(flags: int) -> None:
     """Leave namespaces for new ones (unshare(2)); of the calling thread only, so for processes that have no other."""
     _check(_libc.unshare(flags))

@@ -32,6 +32,7 @@ from fusewire.ext4.transaction import CommitFirst
 from fusewire.fileio import Plan
 from fusewire.filewrite import WritePlan
 from fusewire.handlers import housekeeping
+from fusewire.onerror import OnError
 from fusewire.ops import NotServed, Op
 from fusewire.session import Durable, Final, Session
 from fusewire.wire import Pieces, ProtocolError, Request
@@ -83,8 +84,9 @@ class Server:
     """Serves one session on one fd, a mounted ``/dev/fuse`` or the socket of a test that plays the kernel."""
 
     def __init__(self, fd: int, session: Session, device: BlockDevice, wirelog: WireLog | None = None,
-                 journal: Log | None = None, commit_seconds: int = COMMIT_SECONDS) -> None:
-        """Serve ``session`` on ``fd``; ``journal`` is that of a file system that may be changed, if it has one."""
+                 journal: Log | None = None, commit_seconds: int = COMMIT_SECONDS, errors: str = "continue") -> None:
+        """Serve ``session`` on ``fd``; ``journal`` is that of a file system that may be changed, if it has one, and
+        ``errors`` what is to follow when it turns out to be corrupt (``onerror``)."""
         self._fd = fd
         self._session = session
         self._device = device
@@ -101,6 +103,8 @@ class Server:
         self._reading = False
         self._home = 0                      # the loop's thread
         self._committer = Committer(session.fs, device, journal, self._post) if session.fs.writing else None
+        self._on_error = OnError(session, errors, self._committer.commit, self._turn_read_only, self.stop) \
+            if self._committer is not None else None
         self._commit_seconds = commit_seconds
         self._plans: set[int] = set()       # READs that threads carry out on a file system that changes
         self._held_back: list[tuple[ClosedBatch, set[int]]] = []    # durable batches, and the READs they wait for
@@ -127,7 +131,9 @@ class Server:
         self._resume()
         try:
             await self._ended
-            await self._put_away()
+            if self._last is not None:
+                await self._last
+            await self._put_away_or_tell()
         finally:
             self._pause()
             self._fd = -1   # a thread that a dead device holds must not write to whatever gets this number next
@@ -158,14 +164,17 @@ class Server:
 
     async def _answer_last(self, reply: Final) -> None:
         """DESTROY: the kernel's unmount returns when it is answered, so everything is done before."""
-        try:
-            await self._put_away()
-        except OSError as error:
-            log.error("not_put_away", error=str(error))
+        await self._put_away_or_tell()
         self._write((reply.reply,))
         self._resume()
 
-    def _turn_read_only(self, _failure: OSError) -> None:
+    async def _put_away_or_tell(self) -> None:
+        try:
+            await self._put_away()
+        except OSError as error:
+            log.error("not_put_away", error=str(error), consequence="the next mount replays the journal")
+
+    def _turn_read_only(self, _failure: OSError | None = None) -> None:
         self._session.read_only = True
         self._rows = ops.table(ops.ROWS, True)
 
@@ -544,3 +553,5 @@ class Server:
 
     def _bound(self, event: str) -> log.Bounded:
         return self._bounds.setdefault(event, log.Bounded())
+            if self._on_error is not None:
+                self._post(self._on_error.found, error)

@@ -73,6 +73,33 @@ def unmount(
         say(f"{name}: /dev/loop{record.loop} is still used by something else")
 
 
+def leave(target: str, patience_seconds: float) -> None:
+    """Unmount our own mount, as its daemon: when its users have gone, or by force when they have not in time.
+
+    What was written until then is handed to the daemon, which must go on serving meanwhile; not what users whose files
+    are still open write later.  Raises MountError, OSError: there is nothing to unmount, or it cannot be done.
+    """
+    mount = find_ours(target)
+    _write_back(target)
+    try:
+        _patiently(lambda: mountapi.umount(mount.target, mountapi.UMOUNT_NOFOLLOW), patience_seconds)
+    except mountapi.MountFailed:
+        handle = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _detach(mount, lazy=True, force=False)
+            mountapi.syncfs(handle)
+        finally:
+            os.close(handle)
+
+
+def _write_back(target: str) -> None:
+    handle = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        mountapi.syncfs(handle)
+    finally:
+        os.close(handle)
+
+
 def _detach(mount: Mount, lazy: bool, force: bool) -> None:
     flags = mountapi.UMOUNT_NOFOLLOW
     flags |= (mountapi.MNT_DETACH if lazy else 0) | (mountapi.MNT_FORCE if force else 0)

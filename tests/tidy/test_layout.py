@@ -17,7 +17,7 @@ LAYERS = (
     ("source",),
     ("server", "uevents"),
     ("ops",),
-    ("handlers.*",),
+    ("handlers.*", "onerror"),
     ("filewrite",),
     ("workers", "writable"),
     ("fileio", "committer", "settler", "replayed"),
