@@ -6,17 +6,28 @@ import random
 
 import pytest
 
-from fusewire.ext4 import dirblock, directory, dirrecords, dirspace, dirstore, inode, inodestore, namespace
+from fusewire.ext4 import (
+    dirblock,
+    directory,
+    dirrecords,
+    dirspace,
+    dirstore,
+    inode,
+    inodestore,
+    namespace,
+    namestore,
+    orphan,
+)
 from fusewire.ext4.dirblock import DirBlock
 from fusewire.ext4.dirrecords import FILE_TYPES, Link, Room
 from fusewire.ext4.errors import Check, Corrupt
 from fusewire.ext4.inode import FLAG_INDEX, Inode
 from fusewire.ext4.transaction import Transaction
 from tests.ext4.driver import Editor, debugfs, image, new_path
-from tests.ext4.twins import OurSide
+from tests.ext4.twins import ROOT, OurSide
 from tests.ext4.writer import Writer
 
-REGULAR, FOLDER = 0o100644, 0o40755
+REGULAR = 0o100644
 LINEAR = "-t ext4 -O ^dir_index"
 FORMS = ["-t ext4", "-t ext4 -b 4096", LINEAR, "-t ext3 -O ^filetype", "-t ext4 -O ^metadata_csum"]
 
@@ -163,12 +174,12 @@ def test_a_directory_is_what_a_dictionary_is(form: str, seed: int) -> None:
     model: dict[bytes, int] = {}
     with Writer(image(form, 16384)) as writer:
         number = folder(writer)
-        targets = [folder(writer, b"t%d" % index) for index in range(4)]
+        targets = [writer.change(lambda tx: namestore.tmpfile(tx, tx.inode(2), 0o644, ROOT)).number for _ in range(4)]
         for step in range(900):
             name = b"%d" % chance.randrange(350) + b"-" * chance.choice([1, 7, 30, 120])
             if name not in model:
                 model[name] = chance.choice(targets)
-                add(writer, number, name, model[name], FOLDER)
+                add(writer, number, name, model[name])
             elif chance.random() < 0.6:
                 remove(writer, number, name)
                 del model[name]
@@ -178,6 +189,9 @@ def test_a_directory_is_what_a_dictionary_is(form: str, seed: int) -> None:
             if step % 150 == 0:
                 assert_views_are_what_decoding_gives(writer, number)
         assert_views_are_what_decoding_gives(writer, number)
+        for target in targets:
+            writer.change(count_names, target, list(model.values()).count(target))
+        writer.check()
         again = writer.reopened()
         found = {name.name: name.inode for name in again.read_directory(again.inode(number))}
         assert {name: target for name, target in found.items() if name not in (b".", b"..")} == model
@@ -189,11 +203,17 @@ def test_a_directory_is_what_a_dictionary_is(form: str, seed: int) -> None:
         again.close()
 
 
+def count_names(tx: Transaction, number: int, names: int) -> None:
+    """Make an inode that was without names one that has so many."""
+    orphan.remove(tx, number)
+    inodestore.change(tx, tx.inode(number), links=names)
+
+
 def replace(writer: Writer, number: int, name: bytes, target: int) -> None:
     def run(tx: Transaction) -> None:
         found = dirstore.locate(tx, tx.inode(number), name)
         assert found is not None
-        dirstore.replace(tx, tx.inode(number), found, target, FOLDER)
+        dirstore.replace(tx, tx.inode(number), found, target, REGULAR)
 
     writer.change(run)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +12,18 @@ from fusewire.ext4 import inode, inodestore, namestore, newinode, rename
 from fusewire.ext4.errors import Check, Corrupt, Refused
 from fusewire.ext4.newinode import Caller
 from tests.ext4.driver import Editor, image, new_path
-from tests.ext4.twins import FORMS, ROOT, Operation, OurSide, compare, name_of, script, tree
+from tests.ext4.twins import (
+    FORMS,
+    ROOT,
+    KernelSide,
+    Operation,
+    OurSide,
+    compare,
+    kernel_side,
+    name_of,
+    script,
+    tree,
+)
 from tests.ext4.writer import Writer
 
 KINDS = script("""
@@ -108,6 +121,33 @@ def test_a_file_has_65000_names_at_most() -> None:
         assert side.do(("link", b"f", b"last")) == 0
         assert name_of(side.do(("link", b"f", b"more"))) == "EMLINK"
         assert writer.at("/f").links == namestore.MAX_LINKS
+
+
+def fill(side: KernelSide | OurSide, kind: str, most: int = 3000) -> tuple[int, str]:
+    """How many of a kind there is room for in directory "d", and the errno after that."""
+    for number in range(most):
+        name = b"d/%s%05d" % (kind.encode(), number) + b"x" * 200
+        target = (b"t" * (100 if number % 3 else 10),) if kind == "symlink" else ()
+        answer = side.do((kind, name, *target))
+        if answer:
+            return number, name_of(answer)
+    raise AssertionError("the disk was never full")
+
+
+@pytest.mark.parametrize("form", ["-t ext4 -N 64", "-t ext4 -N 2048 -O ^has_journal",
+                                  "-t ext3 -N 2048 -O ^has_journal -m 0", "-t ext4 -b 4096 -N 4096 -O ^has_journal"])
+def test_a_disk_is_full_when_the_kernel_finds_it_full(mounts: None, form: str) -> None:
+    source = image(form, 2048)
+    theirs = Path(shutil.copy(source, new_path()))
+    with Writer(source) as writer:
+        ours = OurSide(writer)
+        with kernel_side(theirs) as kernel:
+            kernel.hurried = True
+            for operation in script("mkdir d; mkdir e; rmdir e"):
+                assert kernel.do(operation) == ours.do(operation) == 0
+            kinds = "symlink", "mkdir", "create"
+            assert [fill(ours, kind) for kind in kinds] == [fill(kernel, kind) for kind in kinds]
+        writer.check()
 
 
 def test_a_full_disk_leaves_no_trace() -> None:
