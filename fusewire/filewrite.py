@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fusewire.ext4 import iomap, iomapwrite
-from fusewire.fileio import ZEROES
+from fusewire.fileio import ZEROES, Plan
 
 if TYPE_CHECKING:
     from fusewire.ext4.filesystem import Ext4
@@ -31,16 +31,29 @@ class WritePlan:
         self.then = then
 
 
+class ReadPlan:
+    """File data to be read, and the step that gets them, its own from then on; the step may be taken again."""
+
+    __slots__ = ("plan", "then")
+
+    def __init__(self, plan: Plan, then: Callable[[memoryview], Any]) -> None:
+        self.plan = plan
+        self.then = then
+
+
 def plan_write(tx: "Transaction", inode: "Inode", offset: int, data: memoryview) -> Writes:
     """Where the data of a file from ``offset`` on go; blocks for them are allocated in the transaction.
 
     Raises what ``iomapwrite.begin`` raises.
     """
+    writes = plan_clear(tx, inode, inode.size) if offset > inode.size else []
+    return writes + plan_place(tx, inode, offset, data)
+
+
+def plan_place(tx: "Transaction", inode: "Inode", offset: int, data: memoryview) -> Writes:
+    """As ``plan_write``, for a file whose last block was taken care of (FW2)."""
     writes: Writes = []
-    end = offset + len(data)
-    if offset > inode.size:
-        writes += _clear(iomapwrite.tail_to_clear(tx, inode, inode.size))
-    position = offset
+    position, end = offset, offset + len(data)
     while position < end:
         inode, mapping = iomapwrite.begin(tx, inode, position, end - position)
         stop = min(mapping.offset + mapping.length, end)

@@ -11,12 +11,13 @@ from typing import NamedTuple, NoReturn
 from fusewire import uapi
 from fusewire.ext4.errors import Refused
 from fusewire.fileio import Plan
-from fusewire.filewrite import WritePlan
+from fusewire.filewrite import ReadPlan, WritePlan
 from fusewire.handlers import (
     attributes,
     changing,
     connection,
     control,
+    copying,
     creating,
     directories,
     files,
@@ -27,7 +28,7 @@ from fusewire.handlers import (
 from fusewire.session import Durable, Final, Session
 from fusewire.wire import Pieces, Request
 
-Reply = bytes | Pieces | Plan | WritePlan | Durable | Final | None
+Reply = bytes | Pieces | Plan | ReadPlan | WritePlan | Durable | Final | None
 Handler = Callable[[Session, Request], Reply]
 
 
@@ -115,13 +116,13 @@ ROWS = (
     Op(uapi.FUSE_READDIRPLUS, directories.readdirplus),
     Op(uapi.FUSE_RENAME2, creating.rename2, changes=True),
     Op(uapi.FUSE_LSEEK, files.lseek),
-    Op(uapi.FUSE_COPY_FILE_RANGE, changes=True),
+    Op(uapi.FUSE_COPY_FILE_RANGE, copying.copy_file_range, changes=True),
     Op(uapi.FUSE_SETUPMAPPING),
     Op(uapi.FUSE_REMOVEMAPPING),
     Op(uapi.FUSE_SYNCFS, connection.syncfs, waits=True),
     Op(uapi.FUSE_TMPFILE, creating.tmpfile, changes=True),
     Op(uapi.FUSE_STATX, attributes.statx),
-    Op(uapi.FUSE_COPY_FILE_RANGE_64, changes=True),
+    Op(uapi.FUSE_COPY_FILE_RANGE_64, copying.copy_file_range, changes=True),
 )
 
 

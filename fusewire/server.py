@@ -30,7 +30,7 @@ from fusewire.ext4.blocks import BlockMiss
 from fusewire.ext4.errors import Corrupt, Refused, Unsupported, errno_of
 from fusewire.ext4.transaction import CommitFirst
 from fusewire.fileio import Plan
-from fusewire.filewrite import WritePlan
+from fusewire.filewrite import ReadPlan, WritePlan
 from fusewire.handlers import housekeeping
 from fusewire.onerror import OnError
 from fusewire.ops import NotServed, Op
@@ -333,6 +333,9 @@ class Server:
             for address, pieces in reply.writes:
                 self._device.write(address, pieces)
             self._take_step(request, reply.then)
+        elif type(reply) is ReadPlan:
+            assert request is not None
+            self._read_for(request, reply)
         elif type(reply) is Durable:
             self._send_when_durable(request, reply)
         elif type(reply) is Final:
@@ -467,6 +470,25 @@ class Server:
                 self._post(self._plan_ended, request.unique)
         self._take(request.unique)
         self._write(wire.reply_data(request.unique, buffer[plan.reply]))
+
+    def _read_for(self, request: Request, reply: ReadPlan) -> None:
+        """Take the step that needs data, with what is resident, or with what a worker thread reads."""
+        length = reply.plan.length
+        if fileio.fill_now(self._device, reply.plan, self._buffer):
+            self._take_step(request, partial(reply.then, memoryview(bytes(self._buffer[:length]))))
+            return
+        self._waiting[request.unique] = Waiter(request, lambda: None)
+        self._plans.add(request.unique)
+        self._workers.submit(lambda buffer: self._attempt(request, self._read_in_thread, request, reply, buffer))
+
+    def _read_in_thread(self, request: Request, reply: ReadPlan, buffer: memoryview) -> None:
+        try:
+            fileio.fill(self._device, reply.plan, buffer)
+        finally:
+            self._post(self._plan_ended, request.unique)
+        step = partial(reply.then, memoryview(bytes(buffer[:reply.plan.length])))
+        self._take(request.unique)
+        self._post(self._attempt, request, self._take_step, request, step)
 
     def _allow_reuse(self, closed: ClosedBatch) -> None:
         """What a durable batch freed may be used again, once no READ under way can look there any more (V5)."""

@@ -45,11 +45,8 @@ def reserve(tx: "Transaction", inode: Inode, pos: int, length: int) -> tuple[Ino
 
     Raises ``Refused``: EOPNOTSUPP for files without extents, ENOSPC, EFBIG.
     """
-    if not inode.has_extents:
-        raise Refused(errno.EOPNOTSUPP)
+    check_reservable(tx, inode, pos, length)
     geometry, end = tx.geometry, pos + length
-    if end > tx.max_file_bytes(inode):
-        raise Refused(errno.EFBIG)
     at, last = geometry.block_of(pos), geometry.blocks_for(end)
     for _ in range(RUNS_AT_ONCE):
         if at >= last:
@@ -60,6 +57,14 @@ def reserve(tx: "Transaction", inode: Inode, pos: int, length: int) -> tuple[Ino
             return inode, min(geometry.byte_of(run.file_block + run.length), end)
         at = run.file_block + run.length
     return inode, min(geometry.byte_of(at), end)
+
+
+def check_reservable(tx: "Transaction", inode: Inode, pos: int, length: int) -> None:
+    """Raise ``Refused`` where ``reserve`` will for sure: EOPNOTSUPP for files without extents, EFBIG."""
+    if not inode.has_extents:
+        raise Refused(errno.EOPNOTSUPP)
+    if pos + length > tx.max_file_bytes(inode):
+        raise Refused(errno.EFBIG)
 
 
 def punch(tx: "Transaction", inode: Inode, pos: int, length: int) -> tuple[Inode, bool]:
@@ -73,9 +78,8 @@ def punch(tx: "Transaction", inode: Inode, pos: int, length: int) -> tuple[Inode
 
 def make_unwritten(tx: "Transaction", inode: Inode, pos: int, length: int) -> tuple[Inode, int]:
     """Make the whole blocks inside bytes [pos, pos + length) read as zeroes without freeing them, in one transaction's
-    share: up to which byte that is done.  Raises ``Refused(EOPNOTSUPP)`` for files without extents."""
-    if not inode.has_extents:
-        raise Refused(errno.EOPNOTSUPP)
+    share: up to which byte that is done.  Raises ``Refused`` as ``check_reservable``."""
+    check_reservable(tx, inode, pos, length)
     first, end = tx.geometry.blocks_for(pos), tx.geometry.block_of(pos + length)
     inode, done = extentstore.convert(tx, inode, first, end, unwritten=True)
     return inode, tx.geometry.byte_of(done) if done < end else pos + length

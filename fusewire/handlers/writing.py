@@ -1,4 +1,4 @@
-"""File data that change: WRITE, FALLOCATE, COPY_FILE_RANGE.
+"""File data that change: WRITE, FALLOCATE.
 
 Each is ``iomapwrite.begin`` for all that is to be written, the data themselves, and ``iomapwrite.ioend``: what a kernel
 with fuse iomap calls, too.  Every step can be run again.
@@ -30,7 +30,7 @@ def write(session: Session, request: Request) -> WritePlan:
     number = session.number_of(request.nodeid)
     privileged = request.uid == ROOT_USER or not request.pid
     with Transaction(session.fs, privileged=privileged) as tx:
-        found = _writable(tx, number)
+        found = writable(tx, number)
         if flags & WRITE_KILL_SUIDGID:
             found = setattr.drop_privileges(tx, found)
         end = min(offset + len(data), tx.max_file_bytes(found))
@@ -47,7 +47,8 @@ def _written(session: Session, request: Request, number: int, offset: int, lengt
     return wire.reply_write(request.unique, length)
 
 
-def _writable(tx: Transaction, number: int) -> Inode:
+def writable(tx: Transaction, number: int) -> Inode:
+    """The inode of a regular file that may be written.  ``Refused``: EISDIR, EINVAL, EPERM."""
     found = tx.inode(number)
     if not found.is_regular:
         raise Refused(errno.EISDIR if stat.S_ISDIR(found.mode) else errno.EINVAL)
@@ -64,7 +65,9 @@ def fallocate(session: Session, request: Request) -> bytes | WritePlan:
     if not length or offset + length >= 1 << 63:
         raise Refused(errno.EINVAL)
     with Transaction(session.fs) as tx:
-        found = _writable(tx, number)
+        found = writable(tx, number)
+        if not mode & PUNCH_HOLE:   # before a byte is written: nothing remains of what is refused
+            truncate.check_reservable(tx, found, offset, length)
     if mode & (PUNCH_HOLE | ZERO_RANGE):
         edges = filewrite.plan_zero_edges(session.fs, found, offset, length)
         if edges:
@@ -75,7 +78,7 @@ def fallocate(session: Session, request: Request) -> bytes | WritePlan:
 def _fallocated(session: Session, request: Request, number: int, *, wrote: bool) -> bytes:
     _, offset, length, mode = request.body[:4]
     if mode & PUNCH_HOLE:
-        _punch(session, number, offset, min(length, session.fs.inode(number).size - offset))
+        punch(session, number, offset, min(length, session.fs.inode(number).size - offset))
     else:
         if mode & ZERO_RANGE:
             _make_unwritten(session, number, offset, length)
@@ -88,7 +91,8 @@ def _fallocated(session: Session, request: Request, number: int, *, wrote: bool)
     return wire.reply_empty(request.unique)
 
 
-def _punch(session: Session, number: int, offset: int, length: int) -> None:
+def punch(session: Session, number: int, offset: int, length: int) -> None:
+    """Free the whole blocks in a range of a file, a transaction at a time; may be run again."""
     done = length <= 0
     while not done:
         with Transaction(session.fs) as tx:

@@ -1,0 +1,36 @@
+"""The kinds of file systems that the model is run on."""
+
+from __future__ import annotations
+
+from tests.images import MIB
+from tests.model.generate import only
+from tests.model.run import Config
+
+NAMES = only({"create": 10, "burst": 6, "thin": 4, "mkdir": 10, "rmdir": 5, "mknod": 4, "symlink": 6, "link": 8,
+              "unlink": 10, "rename": 20, "listdir": 6, "stat": 6, "open": 3, "tmpfile": 3, "link_slot": 3, "fstat": 3,
+              "close": 3, "umask": 1, "by": 8})
+DATA = only({"create": 2, "open": 12, "close": 4, "tmpfile": 1, "write": 6, "pwrite": 14, "pread": 8, "map_write": 8,
+             "ftruncate": 6, "fallocate": 12, "copy_range": 5, "fsync": 5, "syncfs": 1, "write_file": 5,
+             "write_direct": 6, "read_file": 8, "runs": 3, "truncate": 5, "unlink": 3, "fstat": 4})
+ATTRIBUTES = only({"create": 8, "mkdir": 5, "symlink": 2, "unlink": 3, "chmod": 8, "chown": 8, "utimens": 5, "touch": 2,
+                   "setxattr": 20, "removexattr": 8, "getxattr": 4, "listxattr": 4, "setacl": 12, "umask": 2, "by": 12,
+                   "stat": 4, "link": 2, "rename": 2, "mknod": 2, "write_file": 3})
+
+_FORMS = {
+    "4k": ("-t ext4", {}),
+    "2k": ("-t ext4", {"block_bytes": 2048}),
+    "1k": ("-t ext4", {"block_bytes": 1024}),
+    "orphan-file": ("-t ext4 -O orphan_file", {}),
+    "no-journal": ("-t ext4 -O ^has_journal", {}),
+    "no-csum": ("-t ext4 -O ^metadata_csum,^64bit", {"block_bytes": 1024}),
+    "ext3": ("-t ext3", {"whole_seconds": True}),
+    "ext3-1k": ("-t ext3", {"whole_seconds": True, "block_bytes": 1024}),
+    "ext2": ("-t ext2 -I 128", {"whole_seconds": True}),
+    "inode-128": ("-t ext4 -I 128", {"whole_seconds": True}),
+}
+_PROFILES: dict[str, dict[str, int]] = {"mixed": {}, "names": NAMES, "data": DATA, "attributes": ATTRIBUTES}
+
+CONFIGS = {f"{form}-{profile}": Config(f"{form}-{profile}", text, weights=weights, size=64 * MIB, **more)
+           for form, (text, more) in _FORMS.items() for profile, weights in _PROFILES.items()}
+
+FULL: dict[str, Config] = {}
