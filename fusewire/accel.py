@@ -5,6 +5,7 @@ for, and leaves to that one whatever is unusual, errors above all.  Measured wit
 
     dirhash.dirhash   name of 20 bytes, half MD4     9.5 µs → 0.8 µs     80 bytes: 28 µs → 1.0 µs
     checksum.crc16    group descriptor of 64 bytes   5.2 µs → 0.9 µs
+    checksum.inode_ok    inode of 256 bytes              6.0 µs → 0.7 µs
     dirblock.decode   4 KiB with 127 names           141 µs → 57 µs
 
     attributes of an inode, checked              15 µs → 1 µs     (has no place to be put in: ``Attributes``)
@@ -40,6 +41,7 @@ AVAILABLE = _lib is not None
 
 _RECORD = Struct("=5I")
 _decode_python = dirblock.decode
+_inode_ok_python = checksum.inode_ok
 
 
 def install() -> bool:
@@ -47,6 +49,7 @@ def install() -> bool:
     if AVAILABLE:
         dirhash.compute = compute
         checksum.crc16 = crc16
+        checksum.inode_ok = inode_ok
         dirblock.decode = decode
     return AVAILABLE
 
@@ -55,6 +58,7 @@ def remove() -> None:
     """Put the pure functions back."""
     dirhash.compute = dirhash.compute_python
     checksum.crc16 = checksum.crc16_python
+    checksum.inode_ok = _inode_ok_python
     dirblock.decode = _decode_python
 
 
@@ -103,6 +107,11 @@ def crc16(seed: int, data: checksum.Bytes) -> int:
     """``checksum.crc16_python``."""
     value: int = _lib.fw_crc16(seed, bytes(data), len(data))
     return value
+
+
+def inode_ok(raw: checksum.Bytes, number: int, seed: int) -> bool:
+    """``checksum.inode_ok``."""
+    return bool(_lib.fw_inode_ok(bytes(raw), len(raw), number, seed))
 
 
 def decode(fs: Any, data: bytes, *, encrypted: bool, base: int = 0, **particulars: Any) -> DirBlock:

@@ -18,6 +18,7 @@ DECLARATIONS = """
         uint32_t inode_bytes, block_bytes, seed, flags, checksums, huge_files, large_directories;
         uint64_t largest_directory, largest_mapped, largest_extents;
     } fw_inodes;
+    int fw_inode_ok(const uint8_t *raw, size_t size, uint32_t number, uint32_t seed);
     int64_t fw_attributes(const uint8_t *block, size_t size, size_t at, uint32_t number, const fw_inodes *how,
                           uint8_t *out);
 """
@@ -230,6 +231,13 @@ static int checksum_matches(const uint8_t *raw, uint32_t number, const fw_inodes
     crc = crc32c(crc, raw + 0x7E, 4);
     crc = crc32c(crc, zero, 2);
     return crc32c(crc, raw + 0x84, how->inode_bytes - 0x84) == (le16(raw + 0x7C) | le16(raw + 0x82) << 16);
+}
+
+/* checksum.inode_ok of a whole inode */
+int fw_inode_ok(const uint8_t *raw, size_t size, uint32_t number, uint32_t seed)
+{
+    fw_inodes how = {.inode_bytes = (uint32_t)size, .seed = seed};
+    return size >= 128 && size <= 65536 && checksum_matches(raw, number, &how);
 }
 
 /* seconds since 1970 at out[0], nanoseconds at out[1] */

@@ -34,7 +34,9 @@ READAHEAD_BLOCKS = 32  # as many neighbours of an inode table block as the kerne
 _KNOWN_KINDS = frozenset((stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO,
                           stat.S_IFSOCK))
 DEVICES = frozenset((stat.S_IFCHR, stat.S_IFBLK))
-_EXTRA_FIELDS = tuple((name, layout.INODE_EXTRA.offsets[name]) for name in layout.INODE_EXTRA.fields[2:])
+_EXTRA_AT = tuple(layout.INODE_EXTRA.offsets[name] for name in layout.INODE_EXTRA.fields)
+_CRTIME_AT = layout.INODE_EXTRA.offsets["crtime"]
+_NO_EXTRA = (0,) * len(_EXTRA_AT)
 
 Time = tuple[int, int]  # seconds since 1970, nanoseconds
 NEVER: Time = (0, 0)
@@ -215,21 +217,23 @@ def decode(fs: "Ext4", number: InodeNumber, raw: bytes) -> Inode:
 
 def _decode_extra(fs: "Ext4", inode: Inode, raw: bytes, times: tuple[int, int, int], version_lo: int) -> None:
     """The fields after the first 128 bytes, each only if ``extra_isize`` reaches over it (0: it was never set)."""
+    reach, values = 0, _NO_EXTRA
     inode.extra_isize = 0
-    extra: dict[str, int] = {}
     if len(raw) > BASE_BYTES:
         values = layout.INODE_EXTRA.unpack(raw, BASE_BYTES)
         inode.extra_isize = reach = values[0]
         if reach % 4 or BASE_BYTES + reach > len(raw):
             raise Corrupt(Check.INODE_EXTRA_SIZE, inode=inode.number, extra_isize=reach)
         reach = reach or layout.INODE_EXTRA.size
-        extra = {name: value for (name, at), value in zip(_EXTRA_FIELDS, values[2:], strict=True) if at + 4 <= reach}
-    inode.atime = _time(times[0], extra.get("atime_extra", 0))
-    inode.ctime = _time(times[1], extra.get("ctime_extra", 0))
-    inode.mtime = _time(times[2], extra.get("mtime_extra", 0))
-    inode.crtime = _time(extra["crtime"], extra.get("crtime_extra", 0)) if "crtime" in extra else None
-    inode.version = version_lo | extra.get("version_hi", 0) << 32
-    inode.project = extra.get("projid", 0) if fs.has_project else 0
+        if reach < layout.INODE_EXTRA.size:
+            values = tuple(value if at + 4 <= reach else 0 for at, value in zip(_EXTRA_AT, values, strict=True))
+    _, _, ctime, mtime, atime, crtime, crtime_extra, version_hi, project = values
+    inode.atime = _time(times[0], atime)
+    inode.ctime = _time(times[1], ctime)
+    inode.mtime = _time(times[2], mtime)
+    inode.crtime = _time(crtime, crtime_extra) if reach > _CRTIME_AT else None
+    inode.version = version_lo | version_hi << 32
+    inode.project = project if fs.has_project else 0
 
 
 def _verify(fs: "Ext4", number: int, raw: bytes) -> None:
