@@ -74,9 +74,10 @@ def read_large(mounted: Mount) -> float:
 
 
 def warm(measure: Callable[[Mount], float]) -> Callable[[Mount], float]:
-    """``measure`` on its second run."""
+    """``measure`` on its third run: the second still moves pages to the list of those in use."""
 
     def again(mounted: Mount) -> float:
+        measure(mounted)
         measure(mounted)
         return measure(mounted)
 
