@@ -555,6 +555,8 @@ class Server:
                 self._once("opcode_not_served", op, **where)
         elif isinstance(error, Corrupt):
             self._bounded("corrupt", **{**where, **error.where, "check": error.check, "rule": error.check.value})
+            if self._on_error is not None:
+                self._post(self._on_error.found, error)
         elif isinstance(error, Unsupported):
             self._once("unsupported", str(error), reason=str(error), **where)
         elif isinstance(error, OSError):
@@ -575,5 +577,3 @@ class Server:
 
     def _bound(self, event: str) -> log.Bounded:
         return self._bounds.setdefault(event, log.Bounded())
-            if self._on_error is not None:
-                self._post(self._on_error.found, error)
