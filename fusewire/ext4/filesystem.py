@@ -92,10 +92,23 @@ class Ext4:
 
 
 def _largest_file(superblock: Superblock, extents: bool) -> int:
-    """Kernel documentation, ext4, "File sizes": limited by the mapping and by how far i_blocks counts."""
-    geometry = superblock.geometry
-    bits = geometry.block_bits
+    """What the mapping can address, and what i_blocks can count: 32 bits of sectors without huge_file, else 48."""
+    bits = superblock.geometry.block_bits
+    counted = (1 << 48) - 1 if Feature.HUGE_FILE in superblock.features else (1 << 32) - 1 >> bits - 9
     if extents:
-        return min((1 << 32) - 1 << bits, MAX_BYTES)
-    pointers = geometry.block_bytes // 4
-    return min(12 + pointers + pointers ** 2 + pointers ** 3 << bits, MAX_BYTES)
+        return min(min((1 << 32) - 1, counted) << bits, MAX_BYTES)
+    return min(_largest_map(superblock.geometry.block_bytes // 4, counted) << bits, MAX_BYTES)
+
+
+def _largest_map(pointers: int, counted: int) -> int:
+    """Blocks of the largest dense file that a block map with so many pointers in a block maps, if it and its pointer
+    blocks may be ``counted`` blocks together."""
+    direct, double = 12, pointers ** 2
+    most = direct + pointers + double + pointers ** 3
+    if most + 1 + 1 + pointers + 1 + pointers + double <= counted:
+        return most
+    beyond = counted - direct - pointers
+    if beyond < double:
+        return counted - 1 - 1 - -(-beyond // pointers)
+    beyond -= double
+    return counted - 1 - 1 - pointers - 1 - -(-beyond // pointers) - -(-beyond // double)

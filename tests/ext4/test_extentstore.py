@@ -48,7 +48,9 @@ class Subject:
             return result
 
         result = self.writer.change(counted)
-        self.deepest = max(self.deepest, self.writer.run(extents.root_of, self.writer.inode(number)).depth)
+        of = self.writer.inode(number)
+        if of.has_extents:
+            self.deepest = max(self.deepest, self.writer.run(extents.root_of, of).depth)
         return result
 
     def allocate(self, number: int, first: int, count: int, *, unwritten: bool, goal: int | None = None) -> None:
