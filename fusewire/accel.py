@@ -71,9 +71,9 @@ class Attributes:
 
     def __init__(self, fs: Any) -> None:
         superblock, geometry = fs.superblock, fs.geometry
-        features, read_elsewhere = superblock.features, FLAG_ENCRYPT | FLAG_EA_INODE | FLAG_VERITY | FLAG_HUGE_FILE
-        for flag, feature in ((FLAG_EXTENTS, Feature.EXTENTS), (FLAG_INLINE_DATA, Feature.INLINE_DATA),
-                              (FLAG_CASEFOLD, Feature.CASEFOLD)):
+        features = superblock.features
+        read_elsewhere = FLAG_ENCRYPT | FLAG_EA_INODE | FLAG_VERITY | FLAG_HUGE_FILE | FLAG_INLINE_DATA
+        for flag, feature in ((FLAG_EXTENTS, Feature.EXTENTS), (FLAG_CASEFOLD, Feature.CASEFOLD)):
             read_elsewhere |= 0 if feature in features else flag
         self._how = _ffi.new("fw_inodes *", {
             "inode_bytes": geometry.inode_bytes, "block_bytes": geometry.block_bytes, "seed": superblock.seed,

@@ -78,9 +78,16 @@ def shown_size(fs: "Ext4", inode: Inode) -> int:
     return inode.size
 
 
+def shown_sectors(inode: Inode) -> int:
+    """The 512-byte blocks that stat(2) shows; data that a file keeps in its inode count as if they had some."""
+    if inode.is_inline and inode.is_regular:
+        return inode.sectors + -(-inode.size // 512)
+    return inode.sectors
+
+
 def _attr(fs: "Ext4", inode: Inode) -> bytes:
     return wire.pack_attr(
-        inode.number, shown_size(fs, inode), inode.sectors, inode.atime[0], inode.mtime[0], inode.ctime[0],
+        inode.number, shown_size(fs, inode), shown_sectors(inode), inode.atime[0], inode.mtime[0], inode.ctime[0],
         inode.atime[1], inode.mtime[1], inode.ctime[1], inode.mode, inode.links, inode.uid, inode.gid,
         _device(*inode.rdev), fs.geometry.block_bytes, 0,
     )
@@ -97,6 +104,6 @@ def statx(fs: "Ext4", inode: Inode) -> bytes:
     attributes = sum(bit for flag, bit in _ATTRIBUTES if inode.flags & flag)
     return wire.pack_statx(
         mask, fs.geometry.block_bytes, attributes, inode.links, inode.uid, inode.gid, inode.mode, inode.number,
-        shown_size(fs, inode), inode.sectors, _ATTRIBUTES_MASK, *inode.atime, *(inode.crtime or (0, 0)), *inode.ctime,
+        shown_size(fs, inode), shown_sectors(inode), _ATTRIBUTES_MASK, *inode.atime, *(inode.crtime or (0, 0)), *inode.ctime,
         *inode.mtime, *inode.rdev, 0, 0,
     )
