@@ -104,6 +104,6 @@ def statx(fs: "Ext4", inode: Inode) -> bytes:
     attributes = sum(bit for flag, bit in _ATTRIBUTES if inode.flags & flag)
     return wire.pack_statx(
         mask, fs.geometry.block_bytes, attributes, inode.links, inode.uid, inode.gid, inode.mode, inode.number,
-        shown_size(fs, inode), shown_sectors(inode), _ATTRIBUTES_MASK, *inode.atime, *(inode.crtime or (0, 0)), *inode.ctime,
-        *inode.mtime, *inode.rdev, 0, 0,
+        shown_size(fs, inode), shown_sectors(inode), _ATTRIBUTES_MASK, *inode.atime, *(inode.crtime or (0, 0)),
+        *inode.ctime, *inode.mtime, *inode.rdev, 0, 0,
     )
