@@ -21,7 +21,7 @@ from typing import Any
 
 import uvloop
 
-from fusewire import __version__, accel, log, mount, runtime, unmount
+from fusewire import __version__, accel, log, mount, runtime, uevents, unmount
 from fusewire.arguments import EXIT_OK, EXIT_SYSTEM, EXIT_USAGE, Failure, Parser, say
 from fusewire.ext4 import errorlog
 from fusewire.mount import Mounting
@@ -257,13 +257,19 @@ async def _serve_mounted(settings: Settings, source: Source, server: Server, mou
     ready()
     gc.freeze()     # what start-up made stays; without a collection before, which would stop us for 13 ms
     gc.set_threshold(*GC_THRESHOLDS)
-    loop.call_later(FIRST_EVENT_SECONDS, lambda: log.info("mounted", source=settings.source, target=settings.target,
-                                                          version=__version__))
+    loop.call_later(FIRST_EVENT_SECONDS, _settle, settings, source)
     await serving
     if started.done() and not started.exception():
         registration = started.result()
         if registration is not None:
             registration.remove()
+
+
+def _settle(settings: Settings, source: Source) -> None:
+    """What can wait until the first requests are answered: their answers must not wait for large imports."""
+    log.info("mounted", source=settings.source, target=settings.target, version=__version__)
+    if source.is_device:
+        uevents.watch(source.device)
 
 
 def _awaitable(result: Future[Any]) -> "asyncio.Future[Any]":
