@@ -36,8 +36,9 @@ from fusewire.wirelog import WireLog
 DESCRIPTION = "Mount an ext4 file system, on a device or in an image file, and serve it in the background."
 EPILOG = """\
 options, separated by commas: those of mount(8) and ext4(5), and
-  ro                read-only (the only way so far, and the default)
-  noload            show the file system as it stands although its journal was not replayed
+  ro                read-only (the default)
+  rw                for writing, through the journal (young: have a backup)
+  noload            show the file system as it stands, its journal not replayed (with ro)
   part=N            the file system is in partition N of SOURCE, a whole disk
   offset=BYTES      … or begins at a byte (512 B, 1M …); sizelimit=BYTES where it ends
   noloop            do not put an image behind a loop device
