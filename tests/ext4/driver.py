@@ -232,6 +232,24 @@ def new_path(suffix: str = ".img") -> Path:
     return Path(name)
 
 
+def copied(source: Path) -> Path:
+    """A copy of an image to be changed, as sparse as it."""
+    path = new_path()
+    run_tool("cp", "--sparse=always", source, path)
+    return path
+
+
+def stored(data: bytes | bytearray) -> Path:
+    """A file that holds an image from memory, with holes where it is zero."""
+    path, chunk = new_path(), 1 << 16
+    with open(path, "wb") as file:
+        file.truncate(len(data))
+        for at in range(0, len(data), chunk):
+            if any(data[at:at + chunk]):
+                os.pwrite(file.fileno(), data[at:at + chunk], at)
+    return path
+
+
 @cache
 def image(arguments: str, kib: int = 4096, tree: Path | None = None, commands: tuple[str, ...] = ()) -> Path:
     """An image by mke2fs with ``arguments``, copied from ``tree`` and changed by debugfs; do not write to it."""

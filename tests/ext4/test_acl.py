@@ -10,7 +10,7 @@ import pytest
 from fusewire.ext4 import acl, xattr, xattrstore
 from fusewire.ext4.errors import Check, Corrupt
 from tests import populate
-from tests.ext4.driver import Core, image, new_path, seeded
+from tests.ext4.driver import Core, copied, image, seeded
 from tests.mounting import kernel_mount
 
 DISK = struct.pack("<I", acl.DISK_VERSION)
@@ -19,8 +19,7 @@ DISK = struct.pack("<I", acl.DISK_VERSION)
 @pytest.fixture(scope="module")
 def written(mounts: None) -> Iterator[tuple[Core, dict[str, bytes]]]:
     """An image with ACLs, and the value of each ACL as the kernel gives it, by "path name"."""
-    path, shown = new_path(), {}
-    path.write_bytes(image("-t ext4 -b 1024", 8192).read_bytes())
+    path, shown = copied(image("-t ext4 -b 1024", 8192)), {}
     with kernel_mount(path, "rw") as mounted:
         populate.acls(mounted.root)
         for folder, folders, files in os.walk(mounted.root / "acls"):

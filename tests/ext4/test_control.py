@@ -9,7 +9,7 @@ import pytest
 from fusewire.ext4 import control
 from fusewire.ext4.inode import FLAG_EXTENTS
 from tests import populate
-from tests.ext4.driver import Core, Editor, image, new_path
+from tests.ext4.driver import Core, Editor, copied, image, new_path, stored
 from tests.mounting import kernel_mount
 from tests.walk import ioctl_fields
 
@@ -51,8 +51,7 @@ def compare(path: Path, names: list[str]) -> None:
 
 
 def test_what_chattr_can_set(mounts: None) -> None:
-    path = new_path()
-    path.write_bytes(image("-t ext4 -b 1024", 8192, tree()).read_bytes())
+    path = copied(image("-t ext4 -b 1024", 8192, tree()))
     with kernel_mount(path, "rw") as mounted:
         populate.inode_flags(mounted.root)
     with Core(path) as core:
@@ -65,8 +64,7 @@ def test_every_flag_alone(mounts: None, name: str) -> None:
     editor = Editor(image("-t ext4 -b 1024 -O ^has_journal,^resize_inode", 2048, tree()))
     for flag in FLAGS:
         editor.put_inode(editor.number(name), flags=FLAG_EXTENTS | flag, generation=flag & 0x7FFFFFFF)
-        path = new_path()
-        path.write_bytes(editor.data)
+        path = stored(editor.data)
         compare(path, [name])
         path.unlink()
 

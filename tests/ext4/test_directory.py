@@ -14,7 +14,7 @@ from fusewire.ext4 import blocks, directory, fscrypt, namespace
 from fusewire.ext4.errors import Check, Corrupt, Refused
 from fusewire.ext4.inode import FLAG_ENCRYPT, FLAG_INDEX, Inode
 from tests import encrypted, populate
-from tests.ext4.driver import Core, Editor, image, new_path, rebuilt, seeded
+from tests.ext4.driver import Core, Editor, copied, image, new_path, rebuilt, seeded
 from tests.mounting import kernel_mount
 
 ROOT = 2
@@ -363,8 +363,7 @@ class Locked:
 ], ids=lambda row: row[0])
 def locked(request: pytest.FixtureRequest, mounts: None) -> Iterator[Locked]:
     _, arguments, version = request.param
-    path = new_path()
-    path.write_bytes(image(f"-t ext4 {arguments}", 32768).read_bytes())
+    path = copied(image(f"-t ext4 {arguments}", 32768))
     with kernel_mount(path, "rw") as mounted:
         encrypted.write_tree(mounted.root, version)
         tiny = populate.folder(mounted.root / "encrypted", "tiny")
@@ -440,8 +439,7 @@ def test_an_encrypted_name_that_is_too_short_to_be_one() -> None:
 # ---- linear and indexed give the same --------------------------------------------------------------------------
 
 def test_the_index_flag_without_the_feature_is_ignored() -> None:
-    path = new_path()
-    path.write_bytes(image("-t ext4 -b 1024 -O ^has_journal,^metadata_csum", 4096, tree()).read_bytes())
+    path = copied(image("-t ext4 -b 1024 -O ^has_journal,^metadata_csum", 4096, tree()))
     editor = Editor(rebuilt(path))
     number = editor.number("/many")
     assert editor.core.inode(number).flags & FLAG_INDEX

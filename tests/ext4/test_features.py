@@ -20,7 +20,7 @@ from fusewire.ext4.errors import Unsupported
 from fusewire.ext4.features import Feature, FeatureSet, Policy
 from fusewire.ext4.inode import Inode
 from tests import populate
-from tests.ext4.driver import Core, Editor, debugfs, image, mapped_blocks, new_path, rebuilt, run_tool
+from tests.ext4.driver import Core, Editor, copied, debugfs, image, mapped_blocks, new_path, rebuilt, run_tool
 
 CHUNK = 1024
 ANY_EXIT = tuple(range(256))
@@ -200,10 +200,9 @@ def test_a_copied_tree_is_read_back_whole(arguments: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", [
-    "-t ext4 -b 1024", "-t ext3 -b 1024", "-t ext4 -b 16384", "-t ext4 -O large_dir -b 1024"])
+    "-t ext4 -b 1024", "-t ext3 -b 1024", "-t ext4 -b 4096", "-t ext4 -O large_dir -b 1024"])
 def test_indexed_by_e2fsck_the_tree_is_the_same(arguments: str) -> None:
-    path = new_path()
-    path.write_bytes(image(arguments, _kib(arguments), source()).read_bytes())
+    path = copied(image(arguments, _kib(arguments), source()))
     with Core(rebuilt(path)) as core:
         found = {path: inode for path, inode in core.tree() if not path.startswith(b"/lost+found")}
         _compare_names(core, found, source())

@@ -16,7 +16,7 @@ from fusewire.ext4.filesystem import Ext4
 from fusewire.ext4.htree import CONTINUED, Node, Root
 from fusewire.ext4.inode import FLAG_INDEX, Inode
 from tests import populate
-from tests.ext4.driver import Core, Editor, image, new_path, rebuilt, run_tool, seeded
+from tests.ext4.driver import Core, Editor, copied, image, new_path, rebuilt, run_tool, seeded
 from tests.mounting import kernel_mount
 
 PLAIN = "-t ext4 -b 1024 -O ^has_journal,^resize_inode"
@@ -36,8 +36,7 @@ def tree(count: int = 300) -> Path:
 @cache
 def indexed(arguments: str = PLAIN, count: int = 300) -> Path:
     """An image whose directory /hashed-N e2fsck has indexed."""
-    path = new_path()
-    path.write_bytes(image(arguments, 8192, tree(count)).read_bytes())
+    path = copied(image(arguments, 8192, tree(count)))
     return rebuilt(path)
 
 
@@ -69,9 +68,7 @@ def find_all(core: Core, path: str, names: dict[bytes, int]) -> None:
 @pytest.mark.usefixtures("no_linear_search")
 @pytest.mark.parametrize(("version", "sign"), HASHES)
 def test_the_hash_alone_finds_every_name(mounts: None, version: str, sign: int) -> None:
-    path = new_path()
-    commands = (f"ssv def_hash_version {version}", f"ssv flags {sign}")
-    path.write_bytes(image("-t ext4 -b 1024", 32768, None, commands).read_bytes())
+    path = copied(image("-t ext4 -b 1024", 32768, None, (f"ssv def_hash_version {version}", f"ssv flags {sign}")))
     with kernel_mount(path, "rw") as mounted:
         populate.hashed(600)(mounted.root)
     with Core(path) as core:
@@ -83,8 +80,7 @@ def test_the_hash_alone_finds_every_name(mounts: None, version: str, sign: int) 
 @pytest.mark.usefixtures("no_linear_search")
 @pytest.mark.parametrize("features", ["", ",^metadata_csum,^64bit", ",metadata_csum_seed", ",large_dir"])
 def test_trees_of_two_levels(mounts: None, features: str) -> None:
-    path = new_path()
-    path.write_bytes(image(f"-t ext4 -b 1024 -O ^has_journal{features}", 32768).read_bytes())
+    path = copied(image(f"-t ext4 -b 1024 -O ^has_journal{features}", 32768))
     with kernel_mount(path, "rw") as mounted:
         populate.hashed(2600, 60)(mounted.root)
     with Core(path) as core:

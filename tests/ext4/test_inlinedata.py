@@ -9,7 +9,7 @@ import pytest
 from fusewire.ext4 import directory, inlinedata, iomap, namespace, xattrstore
 from fusewire.ext4.errors import Check, Corrupt, Refused
 from tests import populate
-from tests.ext4.driver import Core, Editor, image, new_path
+from tests.ext4.driver import Core, Editor, copied, image, new_path
 from tests.mounting import kernel_mount
 
 Shown = dict[str, tuple[list[bytes] | bytes, int]]
@@ -18,8 +18,7 @@ Shown = dict[str, tuple[list[bytes] | bytes, int]]
 @pytest.fixture(scope="module", params=["-b 1024 -I 256", "-b 4096 -I 1024", "-b 1024 -I 256 -O ^metadata_csum"])
 def written(request: pytest.FixtureRequest, mounts: None) -> Iterator[tuple[Core, Shown]]:
     """An image whose inline contents the kernel wrote, and what it shows: names or bytes, and the size."""
-    path, shown = new_path(), {}
-    path.write_bytes(image(f"-t ext4 -O inline_data {request.param}", 16384).read_bytes())
+    path, shown = copied(image(f"-t ext4 -O inline_data {request.param}", 16384)), {}
     with kernel_mount(path, "rw") as mounted:
         populate.inline_data(mounted.root)
         for folder, folders, files in os.walk(mounted.root):

@@ -14,7 +14,7 @@ from fusewire.ext4.blocks import BlockMiss
 from fusewire.ext4.errors import Check, Corrupt
 from fusewire.ext4.inode import FLAG_CASEFOLD, FLAG_EA_INODE, FLAG_ENCRYPT, FLAG_EXTENTS, FLAG_VERITY, Inode
 from tests import populate
-from tests.ext4.driver import Core, Editor, check_of, image, new_path
+from tests.ext4.driver import Core, Editor, check_of, copied, image, new_path, stored
 from tests.mounting import kernel_mount
 from tests.walk import Statx, statx
 
@@ -63,8 +63,7 @@ def facts_of(shown: Statx) -> dict[str, object]:
     "-t ext4 -b 1024", "-t ext4 -I 128", "-t ext4 -I 1024", "-t ext2 -b 1024 -I 128", "-t ext3", "-t ext2 -r 0 -b 1024",
     "-t ext4 -O ^huge_file", "-t ext4 -O bigalloc -C 16384"])
 def test_every_field_is_the_kernels(mounts: None, arguments: str) -> None:
-    path = new_path()
-    path.write_bytes(image(arguments, 32768).read_bytes())
+    path = copied(image(arguments, 32768))
     with kernel_mount(path, "rw") as mounted:
         for subject in populate.ORDINARY:
             subject(mounted.root)
@@ -78,8 +77,7 @@ def test_every_field_is_the_kernels(mounts: None, arguments: str) -> None:
 
 def compare_changed(editor: Editor, name: str) -> Inode:
     """Compare a file of a changed image with what the kernel's statx says of it."""
-    path = new_path()
-    path.write_bytes(editor.data)
+    path = stored(editor.data)
     with kernel_mount(path, "ro,noatime") as mounted, Core(path) as core:
         found = core.at(name)
         assert facts(core, found) == facts_of(statx(os.fsencode(mounted.root) + os.fsencode(name)))

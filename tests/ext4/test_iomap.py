@@ -14,7 +14,7 @@ from fusewire.ext4 import iomap
 from fusewire.ext4.errors import Refused
 from fusewire.ext4.inode import FLAG_ENCRYPT, FLAG_EXTENTS, Inode
 from tests import populate
-from tests.ext4.driver import Core, Editor, image, new_path
+from tests.ext4.driver import Core, Editor, copied, image, new_path
 from tests.mounting import kernel_mount
 
 FS_IOC_FIEMAP = 0xC020660B
@@ -44,8 +44,7 @@ class Written:
     """An image that the kernel wrote, its files, and what the kernel says about each: FIEMAP and lseek."""
 
     def __init__(self, arguments: str) -> None:
-        path = new_path()
-        path.write_bytes(image(arguments, 65536).read_bytes())
+        path = copied(image(arguments, 65536))
         with kernel_mount(path, "rw") as mounted:
             populate.holes(mounted.root)
             populate.plain_files(mounted.root)

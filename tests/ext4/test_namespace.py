@@ -12,7 +12,7 @@ from fusewire.ext4 import namespace
 from fusewire.ext4.errors import Check, Corrupt, Refused, errno_of
 from fusewire.ext4.inode import FLAG_EXTENTS
 from tests import populate
-from tests.ext4.driver import Core, Editor, image, new_path
+from tests.ext4.driver import Core, Editor, copied, image, new_path
 from tests.mounting import kernel_mount
 
 LENGTHS = (1, 58, 59, 60, 61, 255, 1000)
@@ -109,8 +109,7 @@ def test_links_of_every_length(features: str) -> None:
     "-t ext4 -O ea_inode -b 1024", "-t ext4 -O bigalloc -C 16384", "-t ext4 -b 1024 -I 128"])
 def test_links_with_attributes_are_the_kernels(mounts: None, arguments: str) -> None:
     """An attribute block, or a value in an inode of its own, counts as blocks of a link that needs none itself."""
-    path = new_path()
-    path.write_bytes(image(arguments, 65536).read_bytes())
+    path = copied(image(arguments, 65536))
     with kernel_mount(path, "rw") as mounted:
         populate.symlinks(mounted.root)
         links = [entry.name for entry in os.scandir(mounted.root / "links")]

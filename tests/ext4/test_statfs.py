@@ -9,7 +9,7 @@ import pytest
 from fusewire.ext4 import blocks, group, statfs
 from fusewire.ext4.errors import Check, Corrupt
 from fusewire.ext4.filesystem import Options
-from tests.ext4.driver import Core, Editor, image, new_path
+from tests.ext4.driver import Core, Editor, image, new_path, stored
 from tests.mounting import kernel_mount
 from tests.walk import statfs_fields
 
@@ -85,14 +85,13 @@ def test_odd_sizes(mounts: None, size_kib: int) -> None:
 def test_bigalloc_without_a_stored_overhead(mounts: None) -> None:
     """Old file systems do not store it, so that it has to be counted."""
     for arguments in ("-t ext4 -O bigalloc -b 1024 -C 8192 -g 4096", "-t ext4 -O bigalloc,^has_journal -C 16384"):
-        path = new_path()
-        path.write_bytes(Editor(image(arguments, 49152, tree())).put_super(overhead_blocks=0).data)
+        path = stored(Editor(image(arguments, 49152, tree())).put_super(overhead_blocks=0).data)
         assert ours(path) == kernels(path, "ro"), arguments
 
 
 def test_the_counters_of_the_superblock_do_not_matter(mounts: None) -> None:
-    path, editor = new_path(), Editor(image("-t ext4", 49152, tree()))
-    path.write_bytes(editor.put_super(free_blocks_count_lo=5, free_inodes_count=6).data)
+    editor = Editor(image("-t ext4", 49152, tree()))
+    path = stored(editor.put_super(free_blocks_count_lo=5, free_inodes_count=6).data)
     assert ours(path) == kernels(path, "ro")
     assert ours(path)["free"] > 5
 

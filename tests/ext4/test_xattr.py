@@ -14,7 +14,7 @@ from fusewire.ext4.errors import Check, Corrupt, Refused
 from fusewire.ext4.filesystem import Options
 from fusewire.ext4.inode import FLAG_EA_INODE, FLAG_EXTENTS
 from tests import populate
-from tests.ext4.driver import Core, Editor, debugfs, image, new_path, run_tool, seeded
+from tests.ext4.driver import Core, Editor, copied, debugfs, image, new_path, run_tool, seeded
 from tests.mounting import kernel_mount
 
 USER = xattr.INDEX_USER
@@ -87,8 +87,7 @@ def escape(name: bytes) -> str:
 @pytest.mark.parametrize("arguments", ["-t ext4 -b 1024 -O ea_inode", "-t ext4 -O ea_inode,^metadata_csum",
                                        "-t ext4 -O ea_inode,metadata_csum_seed -I 512"])
 def test_values_in_inodes_of_their_own(mounts: None, arguments: str) -> None:
-    path = new_path()
-    path.write_bytes(image(arguments, 65536).read_bytes())
+    path = copied(image(arguments, 65536))
     with kernel_mount(path, "rw") as mounted:
         populate.ea_inodes(mounted.root)
         expected = {name: os.getxattr(mounted.root / "ea-inode" / name, "user." + key) for name, key in (
