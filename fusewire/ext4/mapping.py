@@ -33,7 +33,11 @@ def allocate(tx: "Transaction", inode: Inode, file_block: int, count: int, *, un
     if room < 1:
         raise Refused(errno.EFBIG)
     count = min(count, hole.file_block + hole.length - file_block, extentstore.MAX_UNWRITTEN, room)
-    found = alloc.allocate(tx, goal_of(tx, inode, file_block) if goal is None else goal, count)
+    goal = goal_of(tx, inode, file_block) if goal is None else goal
+    if not inode.has_extents:
+        inode, room = mapstore.prepare(tx, inode, file_block, goal, reserve=reserve)
+        count = min(count, room)
+    found = alloc.allocate(tx, goal, count)
     run = Run(file_block, found.length, found.start, unwritten and inode.has_extents)
     if inode.has_extents:
         inode = extentstore.insert(tx, extentstore.counted(tx, inode, found.length), run, reserve=reserve)

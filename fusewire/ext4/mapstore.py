@@ -21,20 +21,60 @@ _POINTER = struct.Struct("<I")
 _ROOT = struct.Struct("<15I")
 
 
+def prepare(tx: "Transaction", inode: Inode, file_block: int, goal: int, *, reserve: bool = False) -> tuple[Inode, int]:
+    """Create the pointer blocks that lead to a file block, near ``goal``; how many pointers the last of them holds from
+    that file block on.  They come first, so that the data get what is left on a disk that is almost full.
+
+    ``reserve`` is what ``alloc.allocate`` is told for them.  Raises ``Refused``: EFBIG, ENOSPC.
+    """
+    way, grown = _indexes(tx, file_block), 0
+    array = bytearray(inode.block)
+    holder, at = None, way[0]
+    for index in way[1:]:
+        data = array if holder is None else tx.cache.entry(holder).data
+        below = _POINTER.unpack_from(data, at * 4)[0]
+        if not below:
+            below = alloc.allocate(tx, goal, 1, reserve=reserve).start
+            if below >= POINTER_LIMIT:
+                raise Refused(errno.ENOSPC)
+            tx.create(below)
+            grown += 1
+            _POINTER.pack_into(array if holder is None else tx.edit(holder), at * 4, below)
+        blockmap.check_pointer(tx, inode, below)
+        holder, at = below, index
+    if bytes(array) != inode.block:
+        inode = inodestore.change(tx, inode, block=bytes(array))
+    return counted(tx, inode, grown), (DIRECT if holder is None else tx.geometry.block_bytes // 4) - at
+
+
 def insert(tx: "Transaction", inode: Inode, file_block: int, start: int, count: int, *,
            reserve: bool = False) -> Inode:
     """Map ``count`` file blocks, all holes, to the device blocks from ``start`` on.
 
-    ``reserve`` is what ``alloc.allocate`` is told for pointer blocks.  Raises ``Refused``: EFBIG, ENOSPC (also for
-    device blocks that 32 bits cannot name).
+    Raises ``Refused`` as ``prepare``; ENOSPC also for device blocks that 32 bits cannot name.
     """
     if start + count > POINTER_LIMIT:
         raise Refused(errno.ENOSPC)
-    added = 0
-    for step in range(count):
-        inode, grown = _enter(tx, inode, file_block + step, start + step, reserve)
-        added += 1 + grown
-    return counted(tx, inode, added)
+    while count:
+        inode, room = prepare(tx, inode, file_block, start, reserve=reserve)
+        part = min(count, room)
+        inode = _point(tx, inode, file_block, range(start, start + part))
+        file_block, start, count = file_block + part, start + part, count - part
+    return inode
+
+
+def _point(tx: "Transaction", inode: Inode, file_block: int, targets: range) -> Inode:
+    """Set neighbouring pointers, all in one pointer block that is there, or in the inode."""
+    *above, at = _indexes(tx, file_block)
+    words = struct.pack(f"<{len(targets)}I", *targets)
+    array, holder = bytearray(inode.block), 0
+    for index in above:
+        holder = _POINTER.unpack_from(tx.cache.entry(holder).data if holder else array, index * 4)[0]
+    data = tx.edit(holder) if holder else array
+    data[at * 4:at * 4 + len(words)] = words
+    if not holder:
+        inode = inodestore.change(tx, inode, block=bytes(array))
+    return counted(tx, inode, len(targets))
 
 
 def unmap(tx: "Transaction", inode: Inode, first: int, end: int, budget: int) -> tuple[Inode, bool]:
@@ -70,29 +110,6 @@ def _indexes(tx: "Transaction", file_block: int) -> list[int]:
             return [DIRECT + level - 1, *(rest // pointers ** power % pointers for power in range(level - 1, -1, -1))]
         rest -= pointers ** level
     raise Refused(errno.EFBIG)
-
-
-def _enter(tx: "Transaction", inode: Inode, file_block: int, target: int, reserve: bool) -> tuple[Inode, int]:
-    """Set the pointer of a file block, creating the pointer blocks on the way; how many those were."""
-    way, grown = _indexes(tx, file_block), 0
-    array = bytearray(inode.block)
-    holder, at = None, way[0]
-    for index in way[1:]:
-        data = array if holder is None else tx.cache.entry(holder).data
-        below = _POINTER.unpack_from(data, at * 4)[0]
-        if not below:
-            below = alloc.allocate(tx, target, 1, reserve=reserve).start
-            if below >= POINTER_LIMIT:
-                raise Refused(errno.ENOSPC)
-            tx.create(below)
-            grown += 1
-            _POINTER.pack_into(array if holder is None else tx.edit(holder), at * 4, below)
-        blockmap.check_pointer(tx, inode, below)
-        holder, at = below, index
-    _POINTER.pack_into(array if holder is None else tx.edit(holder), at * 4, target)
-    if bytes(array) != inode.block:
-        inode = inodestore.change(tx, inode, block=bytes(array))
-    return inode, grown
 
 
 def _clear(tx: "Transaction", inode: Inode, low: int, end: int) -> Inode:
