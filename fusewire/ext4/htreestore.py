@@ -51,13 +51,15 @@ def add(tx: "Transaction", of: Inode, link: Link) -> Inode:
 
     Raises ``Refused(ENOSPC)``: no blocks are left, or the tree is full.
     """
-    top = _root(tx, of)
-    value = _hash_of(tx, top.version, link.name)
-    path = _path(tx, of, top, value)
-    leaf = path[-1].node.blocks[path[-1].taken]
-    if dirspace.enter(tx, of, leaf, link):
-        return of
-    return _split_leaf(tx, of, path, top.version, leaf, link)
+    while True:
+        top = _root(tx, of)
+        path = _path(tx, of, top, _hash_of(tx, top.version, link.name))
+        leaf = path[-1].node.blocks[path[-1].taken]
+        if dirspace.enter(tx, of, leaf, link):
+            return of
+        if not _is_full(tx, path[-1]):
+            return _split_leaf(tx, of, path[-1], top.version, leaf, link)
+        of = _split_node(tx, of, top, path)
 
 
 def can_index(fs: "Ext4") -> bool:
@@ -82,7 +84,7 @@ def index(tx: "Transaction", of: Inode, link: Link) -> Inode:
     layout.DX_ROOT_INFO.struct.pack_into(data, ROOT_INFO_AT, 0, stored, layout.DX_ROOT_INFO.size, 0, 0)
     root, version = Node([0], [leaf]), tx.superblock.hash_version(stored)
     _store_root(tx, of, Root(root, version, 0))
-    return _split_leaf(tx, of, [Step(0, root, 0)], version, leaf, link)
+    return _split_leaf(tx, of, Step(0, root, 0), version, leaf, link)
 
 
 def _root(fs: "Ext4", of: Inode) -> Root:
@@ -107,23 +109,28 @@ def _path(fs: "Ext4", of: Inode, top: Root, value: int) -> list[Step]:
     return path
 
 
-def _split_leaf(tx: "Transaction", of: Inode, path: list[Step], version: int, leaf: int, link: Link) -> Inode:
-    """Move the names with the higher hashes to a new leaf, and enter the name on its side."""
-    rows = sorted((_hash_of(tx, version, old.name), old, length) for old, length in dirspace.links(tx, of, leaf))
+def _split_leaf(tx: "Transaction", of: Inode, step: Step, version: int, leaf: int, link: Link) -> Inode:
+    """Move the names with the higher hashes to a new leaf, and enter the name on its side.
+
+    ``step`` is the node above the leaf, which has room for another.
+    """
+    content = dirspace.links(tx, of, leaf)
+    rows = sorted((_hash_of(tx, version, old.name), place) for place, (old, _) in enumerate(content))
     if len(rows) < 2:
-        dirspace.fill(tx, of, leaf, [old for _, old, _ in rows])
+        dirspace.fill(tx, of, leaf, [old for old, _ in content])
         entered = dirspace.enter(tx, of, leaf, link)
         assert entered, "a block with one name has room for another"
         return of
-    split = _middle(tx, [length for _, _, length in rows])
+    split = _middle(tx, [content[place][1] for _, place in rows])
     of, new = dirspace.append(tx, of)
-    dirspace.fill(tx, of, leaf, [old for _, old, _ in rows[:split]])
-    dirspace.fill(tx, of, new, [old for _, old, _ in rows[split:]])
+    dirspace.fill(tx, of, leaf, [content[place][0] for place in sorted(place for _, place in rows[:split])])
+    dirspace.fill(tx, of, new, [content[place][0] for _, place in rows[split:]])
     border = rows[split][0]
     entered = dirspace.enter(tx, of, new if _hash_of(tx, version, link.name) >= border else leaf, link)
     assert entered, "each side of a split has room for any name"
     continued = CONTINUED if rows[split - 1][0] == border else 0
-    return _enter_above(tx, of, path, border | continued, new)
+    _enter_node(tx, of, step, border | continued, new)
+    return of
 
 
 def _middle(tx: "Transaction", lengths: list[int]) -> int:
@@ -135,32 +142,41 @@ def _middle(tx: "Transaction", lengths: list[int]) -> int:
     return split or len(lengths) // 2
 
 
-def _enter_above(tx: "Transaction", of: Inode, path: list[Step], value: int, block: int) -> Inode:
-    """Enter a new leaf or node behind the entry that a path has taken in its last node, which may split in turn."""
-    step = path[-1]
+def _enter_node(tx: "Transaction", of: Inode, step: Step, value: int, block: int) -> None:
+    """Enter a new leaf or node behind the entry that a path has taken in a node with room."""
     hashes, blocks = step.node.hashes.copy(), step.node.blocks.copy()
     hashes.insert(step.taken + 1, value)
     blocks.insert(step.taken + 1, block)
-    if len(blocks) <= _limit(tx, step.file_block):
-        _store(tx, of, step.file_block, Node(hashes, blocks))
-        return of
-    if len(path) == 1:
-        return _raise_root(tx, of, Node(hashes, blocks))
-    half = len(blocks) // 2
+    _store(tx, of, step.file_block, Node(hashes, blocks))
+
+
+def _is_full(tx: "Transaction", step: Step) -> bool:
+    return len(step.node.blocks) >= _limit(tx, step.file_block)
+
+
+def _split_node(tx: "Transaction", of: Inode, top: Root, path: list[Step]) -> Inode:
+    """Split the highest node above a leaf that is full and has a parent with room; raise the root if all are full."""
+    depth = len(path) - 1
+    while depth and _is_full(tx, path[depth - 1]):
+        depth -= 1
+    node = path[depth].node
+    if not depth:
+        return _raise_root(tx, of, top)
+    half = len(node.blocks) // 2
     of, new = dirspace.append(tx, of)
-    _store(tx, of, step.file_block, Node(hashes[:half], blocks[:half]))
-    _start_node(tx, of, new, Node([0, *hashes[half + 1:]], blocks[half:]))
-    return _enter_above(tx, of, path[:-1], hashes[half], new)
+    _store(tx, of, path[depth].file_block, Node(node.hashes[:half], node.blocks[:half]))
+    _start_node(tx, of, new, Node([0, *node.hashes[half + 1:]], node.blocks[half:]))
+    _enter_node(tx, of, path[depth - 1], node.hashes[half], new)
+    return of
 
 
-def _raise_root(tx: "Transaction", of: Inode, content: Node) -> Inode:
-    """Put what no longer fits into the root into a new node below it.  ``Refused(ENOSPC)`` if that is one too deep."""
-    top = _root(tx, of)
+def _raise_root(tx: "Transaction", of: Inode, top: Root) -> Inode:
+    """Put the root's entries into a new node below it.  ``Refused(ENOSPC)`` if that is one too deep."""
     most = htree.MAX_LEVELS_LARGE_DIR if tx.has_large_dir else htree.MAX_LEVELS
     if top.levels + 1 >= most:
         raise Refused(errno.ENOSPC)
     of, new = dirspace.append(tx, of)
-    _start_node(tx, of, new, content)
+    _start_node(tx, of, new, top.node)
     _store_root(tx, of, Root(Node([0], [new]), top.version, top.levels + 1))
     return of
 

@@ -6,15 +6,17 @@ import errno
 import os
 import random
 import re
+import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
-from fusewire.ext4 import directory, dirhash, dirstore, htreestore, inodestore
+from fusewire.ext4 import directory, dirhash, dirspace, dirstore, htreestore, inodestore
 from fusewire.ext4.errors import Check, Corrupt, Refused
 from fusewire.ext4.inode import FLAG_INDEX, Inode
 from fusewire.ext4.transaction import Transaction
-from tests.ext4.driver import ENVIRONMENT, Editor, debugfs, image, new_path
+from tests.ext4.driver import ENVIRONMENT, Core, Editor, debugfs, image, new_path
 from tests.ext4.test_dirstore import REGULAR, add, assert_views_are_what_decoding_gives, folder, remove
 from tests.ext4.twins import OurSide, kernel_side
 from tests.ext4.writer import Writer
@@ -94,6 +96,51 @@ def test_a_tree_of_two_levels(block: int, features: str) -> None:
         assert again.run(dirstore.locate, again.inode(number), b"none") is None
         assert len(again.read_directory(again.inode(number))) == len(names) + 2
         again.close()
+
+
+def shape_of(core: Core, path: str) -> list[tuple[int, int, list[bytes]]]:
+    """The leaves of a directory's tree in order: hash, block, names in their places."""
+    of = core.at(path)
+    top = core.run(directory._root, of)
+    rows = [(value, block, top.levels) for value, block in zip(*top.node, strict=True)]
+    while any(level for _, _, level in rows):
+        rows = [row for value, block, level in rows for row in (
+            [(value, block, 0)] if not level else
+            [(inner or value, child, level - 1)
+             for inner, child in zip(*core.run(directory._inner, of, block), strict=True)])]
+    return [(value, block, [entry.name for entry in core.run(dirspace.names, of, block).entries])
+            for value, block, _ in rows]
+
+
+@pytest.mark.parametrize("features", ["", "-O ^metadata_csum"])
+def test_a_tree_grows_into_the_kernels_shape(mounts: None, features: str) -> None:
+    """Names come, go and are renamed on both sides: the same names end up in the same blocks."""
+    print("seed 5")
+    chance, source = random.Random(5), image(f"-t ext4 -b 1024 -N 4096 {features}", 16384)
+    theirs, known = Path(shutil.copy(source, new_path())), [b"first"]
+    with Writer(source) as writer:
+        ours = OurSide(writer)
+        with kernel_side(theirs) as kernel:
+            kernel.hurried = True
+            operations = [("mkdir", b"d"), ("create", b"d/first")]
+            for index in range(2000):
+                name = b"%05d" % index + b"n" * chance.choice([80, 180, 240])
+                kind = chance.choice(["create"] * 5 + ["unlink", "rename"])
+                victim = chance.choice(known)
+                if kind != "create":
+                    known.remove(victim)
+                if kind != "unlink":
+                    known.append(name)
+                operations.append({"create": ("create", b"d/" + name), "unlink": ("unlink", b"d/" + victim),
+                                   "rename": ("rename", b"d/" + victim, b"d/" + name)}[kind])
+                known = known or [b"first"]
+            for operation in operations:
+                assert kernel.do(operation) == ours.do(operation)
+        with Core(theirs) as core:
+            wanted = shape_of(core, "/d")
+        assert levels(writer, writer.at("/d").number) == 1
+        assert shape_of(writer, "/d") == wanted
+        writer.check()
 
 
 def test_a_tree_that_is_full_gives_enospc_and_with_large_dir_a_third_level(mounts: None) -> None:
