@@ -299,13 +299,10 @@ def _create(change: Create, tx: "Transaction", _at: int) -> int | None:
 
 
 def _link(change: Link, tx: "Transaction", _at: int) -> int | None:
-    """A further name, or the new one of a file that was renamed."""
+    """A further name, or the new one of a file that was renamed.  A directory has the file's number since (I1)."""
     parent, child = _directory(tx, change.parent), _file(tx, change.inode)
-    if parent is None or child is None:
-        return None
-    if child.is_dir:
-        raise Corrupt(Check.FASTCOMMIT_RECORD, inode=child.number, parent=parent.number, name=change.name)
-    _enter(tx, parent, child, change.name)
+    if parent is not None and child is not None and not child.is_dir:
+        _enter(tx, parent, child, change.name)
     return None
 
 
