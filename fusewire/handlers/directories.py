@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from fusewire.ext4.directory import Name
     from fusewire.ext4.inode import Inode
 
+Place = tuple[int, int]     # block of the inode table, byte offset in it
+
 OPENDIR_FLAGS: int = uapi.FOPEN_KEEP_CACHE | uapi.FOPEN_CACHE_DIR
 _DOTS = (b".", b"..")
 
@@ -37,10 +39,10 @@ def readdirplus(session: Session, request: Request) -> Pieces:
     """READDIRPLUS: each name with its attributes, as if it had been looked up."""
     fs = session.fs
     found = _names(session, _directory(session, request), request, wire.DIRENTPLUS_SIZE)
-    places = inodes.places(fs, [name.inode for name in found])
+    places = _that_fit(inodes.places(fs, [name.inode for name in found]), fs.cache.generation_blocks // 2)
     fs.cache.want({place[0] for place in places if place is not None})
     packed, known = [], []
-    for (cookie, number, d_type, name), place in zip(found, places, strict=True):
+    for (cookie, number, d_type, name), place in zip(found, places, strict=False):
         entry = wire.NO_ENTRY if name in _DOTS else _entry(session, number, place)
         if entry is not wire.NO_ENTRY:
             known.append(number)
@@ -48,6 +50,17 @@ def readdirplus(session: Session, request: Request) -> Pieces:
     for number in known:
         session.lookups.add(number)
     return wire.reply_data(request.unique, b"".join(packed))
+
+
+def _that_fit(places: "list[Place | None]", most_blocks: int) -> "list[Place | None]":
+    """The first places, as many as lie in so many blocks, which the cache can hold; the rest comes next time."""
+    blocks: set[int] = set()
+    for count, place in enumerate(places):
+        if place is not None:
+            blocks.add(place[0])
+            if len(blocks) > most_blocks:
+                return places[:count]
+    return places
 
 
 def _entry(session: Session, number: int, place: tuple[int, int] | None) -> bytes:

@@ -173,6 +173,17 @@ def test_readdirplus_is_a_lookup_of_every_name(peer: Peer, size: int) -> None:
     assert len(peer.session.lookups) == 301
 
 
+def test_a_reply_names_no_more_than_the_cache_can_hold_inodes_of(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be fetched, pushed out and fetched again for ever."""
+    node = peer.lookup(b"d")
+    monkeypatch.setattr(peer.session.fs.cache, "generation_blocks", 4)
+    tail = uapi.read_in.encode(size=65536)
+    first = entries(peer.call(uapi.FUSE_READDIRPLUS, node, tail).body, plus=True)
+    blocks = {(dirent["ino"] - 1) // (peer.session.fs.geometry.block_bytes // 256) for _, dirent, _ in first}
+    assert 0 < len(first) < 302 and len(blocks) <= 2
+    assert len(list_all(peer, uapi.FUSE_READDIRPLUS, node, 65536)) == 302
+
+
 def test_readdir_of_a_file_is_refused(peer: Peer) -> None:
     tail = uapi.read_in.encode(size=4096)
     assert peer.call(uapi.FUSE_READDIR, peer.lookup(b"a"), tail).errno == errno.ENOTDIR
