@@ -47,11 +47,6 @@ class Plan:
         self.reply = reply
         self.verify = verify
 
-    @property
-    def is_zero(self) -> bool:
-        """Whether nothing needs to be read or checked."""
-        return not self.segments and self.verify is None
-
 
 def buffer() -> memoryview:
     """A buffer that any plan fits in; its pages cost memory once they were used."""
@@ -97,10 +92,13 @@ def _append(segments: list[Segment], new: Segment) -> None:
 
 def fill_now(device: BlockDevice, what: Plan, view: memoryview) -> bool:
     """Whether the plan could be carried out without waiting; if not, the kernel may have begun to read."""
+    segments = what.segments
     if what.verify is not None:     # hashing takes longer than a hop to a thread
         return False
+    if len(segments) == 1 and segments[0][1] == what.length:    # the usual case: one extent holds all of it
+        return device.read_into_now(view[:what.length], segments[0][2]) == what.length
     done = 0
-    for start, length, address in what.segments:
+    for start, length, address in segments:
         if device.read_into_now(view[start:start + length], address) < length:
             return False
         if start > done:

@@ -452,7 +452,7 @@ class Server:
 
     def _send_data(self, request: Request, plan: Plan) -> None:
         """Answer with file data: at once if they are resident, else from a worker thread."""
-        if plan.is_zero:
+        if not plan.segments and plan.verify is None:
             self._write(wire.reply_data(request.unique, fileio.ZEROES[plan.reply]))
         elif fileio.fill_now(self._device, plan, self._buffer):
             self._write(wire.reply_data(request.unique, self._buffer[plan.reply]))

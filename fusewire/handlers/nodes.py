@@ -28,12 +28,20 @@ _ATTRIBUTES_MASK = sum(bit for _, bit in _ATTRIBUTES)
 
 
 class Memo:
-    """What handlers keep beside an inode view: its packed entry, the mapping used last, a verity file's tree."""
+    """What handlers keep beside an inode view.
 
-    __slots__ = ("entry", "mapping", "tree")
+    Attributes:
+        entry: its packed entry.
+        checked: whether it was found to be one that a name may lead to.
+        mapping: the one that was used last.
+        tree: the Merkle tree of a verity file.
+    """
+
+    __slots__ = ("checked", "entry", "mapping", "tree")
 
     def __init__(self, entry: bytes) -> None:
         self.entry = entry
+        self.checked = False
         self.mapping: iomap.Mapping | None = None
         self.tree: verity.Tree | None = None
 
