@@ -5,15 +5,16 @@ for, and leaves to that one whatever is unusual, errors above all.  Measured wit
 
     dirhash.dirhash   name of 20 bytes, half MD4     9.5 µs → 0.8 µs     80 bytes: 28 µs → 1.0 µs
     checksum.crc16    group descriptor of 64 bytes   5.2 µs → 0.9 µs
-    checksum.inode_ok    inode of 256 bytes              6.0 µs → 0.7 µs
+    checksum.inode_ok inode of 256 bytes             6.0 µs → 0.7 µs
     dirblock.decode   4 KiB with 127 names           141 µs → 57 µs
-
-    attributes of an inode, checked              15 µs → 1 µs     (has no place to be put in: ``Attributes``)
+    Attributes        of an inode, checked            15 µs → 1 µs      (which has no place to be put in)
 
 Left out, because they gained nothing where they are used: CRC-32C (the library has it), searching one name in a block
 (blocks stay decoded), runs of bits (``bytes.find`` and regular expressions are compiled too).
 """
 
+import zlib
+from pathlib import Path
 from struct import Struct
 from typing import Any
 
@@ -37,7 +38,14 @@ try:
 except ImportError:  # no compiler when fusewire was installed
     _ffi = _lib = None
 
-AVAILABLE = _lib is not None
+
+def _is_current() -> bool:
+    """Whether what was built was built from the source that stands beside this file."""
+    source = Path(__file__).with_name("accel_build.py")
+    return getattr(_lib, "FW_DIGEST", None) == zlib.crc32(source.read_bytes())
+
+
+AVAILABLE = _lib is not None and _is_current()
 
 _RECORD = Struct("=5I")
 _decode_python = dirblock.decode

@@ -4,7 +4,13 @@ Every function is total: it takes any bytes, reads inside the lengths given and 
 no state and no allocation, and nothing here decides anything that the Python twin would decide otherwise.
 """
 
+import zlib
+from pathlib import Path
+
 from cffi import FFI
+
+DIGEST = zlib.crc32(Path(__file__).read_bytes())
+"""Compiled in, so that ``accel`` leaves alone what was built from another version of this file."""
 
 DECLARATIONS = """
     uint64_t fw_dirhash(const uint8_t *name, size_t length, int version,
@@ -286,8 +292,9 @@ int64_t fw_attributes(const uint8_t *block, size_t size, size_t at, uint32_t num
 """.replace("CRC32C_TABLES", _crc32c_tables())
 
 ffi = FFI()
-ffi.cdef(DECLARATIONS)
-ffi.set_source("fusewire._accel", SOURCE, extra_compile_args=["-O2"])
+ffi.cdef(DECLARATIONS + "static const uint32_t FW_DIGEST;")
+ffi.set_source("fusewire._accel", SOURCE + f"static const uint32_t FW_DIGEST = {DIGEST}u;\n",
+               extra_compile_args=["-O2"])
 
 if __name__ == "__main__":
     ffi.compile(verbose=True)

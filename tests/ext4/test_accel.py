@@ -283,3 +283,11 @@ def test_no_byte_out_of_bounds(tmp_path: Path) -> None:
     done = subprocess.run([tmp_path / "driver"], input=stream, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
     assert int(done.stdout) > 0
+
+
+def test_a_helper_of_another_version_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Old:
+        FW_DIGEST = 1
+
+    monkeypatch.setattr(accel, "_lib", Old())
+    assert not accel._is_current()
