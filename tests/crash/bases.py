@@ -48,9 +48,12 @@ def base(name: str) -> bytes:
     recipe, path = BASES[name], new_path()
     os.truncate(path, recipe.mib << 20)
     run_tool("mke2fs", *_COMMON.split(), *recipe.mkfs.split(), path)
-    if recipe.kind is not None:
+    if recipe.journal:
         with opened(path) as disk:
-            disk.write(0, with_format(disk.read(0), recipe.kind, recipe.wide))
+            if recipe.kind is not None:
+                disk.write(0, with_format(disk.read(0), recipe.kind, recipe.wide))
+            for block in range(1, disk.file.blocks):    # as a log that was in use before
+                disk.write(block, (GARBAGE * (disk.block_bytes // len(GARBAGE)))[:disk.block_bytes])
     image = bytearray(path.read_bytes())
     fill_free(image, path)
     path.write_bytes(image)

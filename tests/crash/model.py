@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from fusewire.ext4 import namespace, xattr
 from fusewire.ext4.inode import Inode
+from fusewire.ext4.units import ROOT_INODE
 from tests.ext4.driver import Core
 
 PREFIX = b"user."
@@ -120,6 +121,23 @@ def tree_of_image(image: bytes | bytearray) -> Tree:
     """The tree of an image; no name of it may be damaged."""
     core = Core(image)
     return {path: _state_of(core, found) for path, found in core.tree() if path != b"/lost+found"}
+
+
+def nodes_of_image(image: bytes | bytearray) -> Node:
+    """The root of a model that is what an image holds."""
+    core = Core(image)
+    root = Node(ROOT_INODE, stat.S_IFDIR | 0o755, 3)
+    known, places = {int(ROOT_INODE): root}, {b"": root}
+    for path, found in core.tree():
+        if path == b"/lost+found":
+            continue
+        state = _state_of(core, found)
+        node = known.get(found.number)
+        if node is None:
+            node = known[found.number] = Node(found.number, state.mode, state.links, state.data, dict(state.xattrs))
+        parent, _, name = path.rpartition(b"/")
+        places[parent].children[name] = places[path] = node
+    return root
 
 
 def _state_of(core: Core, found: Inode) -> State:

@@ -19,21 +19,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
+from fusewire import committer
 from fusewire.ext4 import checksum, journalfile, layout, orphan, recovery
 from fusewire.ext4.features import Feature
 from fusewire.ext4.filesystem import Options
 from fusewire.ext4.journalsuper import JournalSuperblock
 from tests.crash.bases import BASES, base
 from tests.crash.machine import Machine
-from tests.crash.model import Snapshot, Tree, difference, tree_of_image, tree_of_mount
+from tests.crash.model import Snapshot, Tree, difference, nodes_of_image, tree_of_image, tree_of_mount
+from tests.crash.protocol import Protocol
 from tests.crash.recorder import Cuts, Fate, Recorder
 from tests.crash.workload import Workload
 from tests.ext4.driver import ENVIRONMENT, Core
 from tests.mounting import kernel_mount
 
 MEMORY = Path("/dev/shm")
-OPERATIONS = 100
+OPERATIONS = (60, 150, 400)
+SECOND_LIVES = 0.4      # of the recordings go on after a crash
+FULL_LOG = 1 << 20      # a share so small that the log is used up before a checkpoint, as under constant load
+FINISHED = 0.3          # of the recordings end with the file system being put away
 FATES = list(Fate)
 _INCOMPAT = layout.SUPERBLOCK.offsets["feature_incompat"]
 # What e2fsck may say of an image that only needs its journal and its orphans: all else is damage.
@@ -51,27 +57,35 @@ class Cut(NamedTuple):
 
 
 class Recording:
-    """One workload that was run to a point, what it was told, and what the files were at each batch."""
+    """One workload that was run to a point, what it was told, and what the files were at each batch.
 
-    def __init__(self, name: str, seed: int, operations: int = OPERATIONS) -> None:
+    ``again``: it goes on where a crash of another one left the files, with what that one left in the log.
+    """
+
+    def __init__(self, name: str, seed: int, again: bool | None = None) -> None:
         self.name, self.seed = name, seed
         chance = random.Random(f"{name}:{seed}")
-        recorder = Recorder(base(name))
-        head, sequence = self._place(chance)
-        limit = chance.choice((None, None, 40))
-        self.machine = machine = Machine(recorder, head, sequence, limit)
-        self.workload = Workload(machine, chance)
-        empty = Snapshot(self.workload.root)
+        image, root, place = base(name), None, self._place(chance)
+        if chance.random() < SECOND_LIVES if again is None else again:
+            image, place = _crashed(name, seed, chance), (None, None)
+            root = nodes_of_image(image)
+        self.recorder = Recorder(image)
+        self.machine = machine = Machine(self.recorder, *place, chance.choice((None, None, 40)))
+        self.workload = Workload(machine, chance, root)
+        first = Snapshot(self.workload.root)
+        leisure, share = (0.05, committer.CHECKPOINT_SHARE) if chance.random() < 0.5 else (0.0, FULL_LOG)
         machine.start()
         try:
-            self.workload.run(operations, commits=chance.choice((0.02, 0.08, 0.3)))
-            if chance.random() < 0.3:
-                self.workload.finish()
+            with patch.object(committer, "CHECKPOINT_SHARE", share):
+                self.workload.run(chance.choice(OPERATIONS), chance.choice((0.02, 0.08, 0.3)), leisure)
+                if chance.random() < FINISHED:
+                    self.workload.finish()
         finally:
             machine.stop()
-        self.recorder = recorder
-        self.snapshots: dict[int, tuple[Snapshot, int]] = {0: (empty, 0), **machine.closed}
+        self.snapshots: dict[int, tuple[Snapshot, int]] = {0: (first, 0), **machine.closed}
         self.journal = set(self._journal_blocks())
+        if machine.log is not None:
+            Protocol(machine.log, machine.fs.geometry.block_bytes).follow(self.recorder.events)
 
     def _place(self, chance: random.Random) -> tuple[int | None, int | None]:
         """Where the log begins, and with which number: near the ends of the ring and of the numbers, too."""
@@ -107,6 +121,15 @@ class Recording:
     def closed(self, at: int) -> int:
         """The newest batch that was closed."""
         return max((number for number, (_, events) in self.snapshots.items() if events <= at), default=0)
+
+
+def _crashed(name: str, seed: int, chance: random.Random) -> bytes:
+    """The image of another recording, cut somewhere and repaired by e2fsck, which leaves the log as it is."""
+    recording = Recording(name, ~seed, again=False)
+    image = Cuts(recording.recorder).image(chance.randrange(len(recording.recorder.events)), Fate.SUBSET, chance)
+    with image_file(image) as path:
+        examine(path)
+        return path.read_bytes()
 
 
 class Recovered:

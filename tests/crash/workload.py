@@ -30,15 +30,15 @@ NAMES_IN_MASS = 40
 class Workload:
     """Random operations on a machine; ``chance`` decides all of them."""
 
-    def __init__(self, machine: Machine, chance: random.Random) -> None:
+    def __init__(self, machine: Machine, chance: random.Random, root: Node | None = None) -> None:
+        """``root`` holds what is in the file system already."""
         self.machine, self.chance = machine, chance
-        self.root = Node(ROOT_INODE, stat.S_IFDIR | 0o755, 3)
+        self.root = root or Node(ROOT_INODE, stat.S_IFDIR | 0o755, 3)
         self.nameless: list[Node] = []
         machine.snapshot = lambda: Snapshot(self.root)
         self.done: dict[str, int] = {}
         self.refused = 0
-        self._names = 0
-        self._tag = 0
+        self._names = self._tag = chance.randrange(1 << 30)     # nothing that an earlier workload has used
         self.kinds: list[tuple[Callable[[], None], int]] = [
             (self.create, 8), (self.mkdir, 3), (self.symlink, 3), (self.link, 3), (self.unlink, 5), (self.rmdir, 2),
             (self.rename, 6), (self.append, 10), (self.overwrite, 5), (self.write_far, 3), (self.truncate, 5),
@@ -49,7 +49,7 @@ class Workload:
 
     # ---- driving
 
-    def run(self, operations: int, commits: float = 0.08, leisure: float = 0.02) -> None:
+    def run(self, operations: int, commits: float = 0.08, leisure: float = 0.05) -> None:
         """So many operations, with commits asked for, and the committer's thread going on, in between.
 
         Ends early, with everything told, if the committer fails.
@@ -254,7 +254,8 @@ class Workload:
     def overwrite(self) -> None:
         node = self.file()
         if node.data:
-            self._write(node, self.chance.randrange(len(node.data)), self.fresh_bytes(self.chance.choice((1, 700, 4096))))
+            at = self.chance.randrange(len(node.data))
+            self._write(node, at, self.fresh_bytes(self.chance.choice((1, 700, 4096))))
 
     def write_far(self) -> None:
         """Behind the end, with a hole between."""

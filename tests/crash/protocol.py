@@ -1,0 +1,71 @@
+"""The journal's rules that a power cut would need luck to show broken, checked on the events themselves.
+
+P1  A commit block is written alone, where zeroes were durable before.
+P2  A block of the log is not written while a superblock may be on disk whose log holds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fusewire.committer import Log
+from fusewire.ext4 import journalformat
+from fusewire.ext4.journalsuper import JournalSuperblock, is_after
+from tests.crash.recorder import Event, Write
+
+JournalWrite = tuple[int, bytes]    # (journal block, content)
+
+
+class Protocol:
+    """Follows the writes into one journal."""
+
+    def __init__(self, log: Log, block_bytes: int) -> None:
+        self._places = {extent.start + index: extent.journal_block + index
+                        for extent in log.file.extents for index in range(extent.length)}
+        self._block_bytes, self._blocks = block_bytes, log.file.blocks
+        self._tails: list[int] = []                 # sequences that superblocks which may be on disk begin with
+        self._spans: dict[int, list[int]] = {}      # sequence → journal blocks of a transaction
+        self._zeroed: set[int] = set()
+        self._unflushed: set[int] = set()
+        self._open: list[int] = []                  # journal blocks written since the last commit block
+        self.commits = self.tail_moves = 0
+
+    def follow(self, events: list[Event]) -> None:
+        """Raise AssertionError at the first event that breaks a rule."""
+        for event in events:
+            if isinstance(event, Write):
+                for position, data in self._journal_writes(event):
+                    self._super(data) if position == 0 else self._ring(position, data)
+            else:
+                self._tails = self._tails[-1:]
+                self._zeroed |= self._unflushed
+                self._unflushed.clear()
+
+    def _journal_writes(self, event: Write) -> Iterator[JournalWrite]:
+        size = self._block_bytes
+        for at in range(len(event.data) // size):
+            position = self._places.get(event.offset // size + at)
+            if position is not None:
+                yield position, event.data[at * size:(at + 1) * size]
+
+    def _super(self, data: bytes) -> None:
+        journal = JournalSuperblock.parse(data, self._block_bytes, self._blocks)
+        self._tails.append(journal.sequence)
+        self.tail_moves += 1
+
+    def _ring(self, position: int, data: bytes) -> None:
+        for tail in self._tails:
+            for sequence, span in self._spans.items():
+                live = sequence == tail or is_after(sequence, tail)
+                assert not (live and position in span), f"block {position} of {sequence}, the log begins with {tail}"
+        header = journalformat.header(data)
+        if header is not None and header.kind == journalformat.COMMIT:
+            assert position in self._zeroed, f"commit block {header.sequence} where no zeroes were durable"
+            self._spans[header.sequence] = [*self._open, position]
+            self._open = []
+            self.commits += 1
+        else:
+            self._open.append(position)
+        self._zeroed.discard(position)
+        if not any(data):
+            self._unflushed.add(position)
