@@ -45,14 +45,20 @@ def to_disk(acl: Entries) -> bytes:
 
 
 def from_xattr(value: bytes) -> Entries:
-    """The entries of the attribute's value.  Raises ``Refused(EINVAL)`` for what is no valid ACL.
+    """The entries of the attribute's value.  Raises ``Refused``: EINVAL for what is no valid ACL, EOPNOTSUPP for
+    another version.
 
     Valid (acl(5)): exactly one entry for owner, owning group and others, a mask wherever users or groups are named,
-    in the order of tags and then ids, none twice, permissions of three bits.
+    in the order of tags, permissions of three bits.  None at all is valid, too: it stands for no ACL.
     """
-    if len(value) < _VERSION.size or (len(value) - _VERSION.size) % _LONG.size \
-            or _VERSION.unpack_from(value)[0] != XATTR_VERSION:
+    if len(value) < _VERSION.size:
         raise Refused(errno.EINVAL)
+    if _VERSION.unpack_from(value)[0] != XATTR_VERSION:
+        raise Refused(errno.EOPNOTSUPP)
+    if (len(value) - _VERSION.size) % _LONG.size:
+        raise Refused(errno.EINVAL)
+    if len(value) == _VERSION.size:
+        return []
     found = [(tag, permissions, owner if tag in _WITH_ID else NO_ID)
              for tag, permissions, owner in _LONG.iter_unpack(value[_VERSION.size:])]
     tags = [tag for tag, _, _ in found]

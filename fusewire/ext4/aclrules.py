@@ -3,17 +3,22 @@
 An ACL here is a list of (tag, permissions, id) entries, as ``acl.entries`` gives it.
 """
 
-
 from .acl import GROUP_OBJ, MASK, OTHER, USER_OBJ, Entries
+from .errors import Check, Corrupt
 
 _OWNER_BITS, _GROUP_BITS = 6, 3
 
 
 def equivalent_mode(entries: Entries) -> int | None:
-    """The nine permission bits that say the same as a minimal ACL; None if the ACL says more than bits can."""
+    """The nine permission bits that say the same as a minimal ACL; None if the ACL says more than bits can.
+
+    Raises ``Corrupt(ACL_FORMAT)`` for one that says less.
+    """
     by_tag = {tag: permissions for tag, permissions, _ in entries}
     if set(by_tag) - {USER_OBJ, GROUP_OBJ, OTHER}:
         return None
+    if len(by_tag) < len((USER_OBJ, GROUP_OBJ, OTHER)):
+        raise Corrupt(Check.ACL_FORMAT, tags=sorted(by_tag))
     return by_tag[USER_OBJ] << _OWNER_BITS | by_tag[GROUP_OBJ] << _GROUP_BITS | by_tag[OTHER]
 
 
@@ -45,5 +50,3 @@ def with_mode(entries: Entries, mode: int) -> Entries:
     shifts = {USER_OBJ: _OWNER_BITS, OTHER: 0, MASK if has_mask else GROUP_OBJ: _GROUP_BITS}
     return [(tag, mode >> shifts[tag] & 7 if tag in shifts else permissions, owner)
             for tag, permissions, owner in entries]
-
-

@@ -126,3 +126,8 @@ class Writing:
         if len(self.shared_attributes) >= MOST_SHARED_ATTRIBUTES:
             self.shared_attributes.pop(next(iter(self.shared_attributes)))
         self.shared_attributes[content] = block
+
+    def forget_attributes(self, content: bytes, block: int) -> None:
+        """The block was freed: nobody may find it any more."""
+        if self.shared_attributes.get(content) == block:
+            del self.shared_attributes[content]

@@ -118,6 +118,11 @@ def _has(new: Inode, name: str) -> bool:
     return _AT[f"x_{name}"] + 4 <= BASE_BYTES + new.extra_isize
 
 
+def has_project(of: Inode) -> bool:
+    """Whether an inode reaches far enough to hold a project id."""
+    return _has(of, "projid")
+
+
 def _mode(_tx: "Transaction", new: Inode, raw: bytearray, value: int) -> None:
     new.mode, new.kind = value, value & 0o170000
     _u16(raw, "mode", value)

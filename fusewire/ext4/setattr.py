@@ -6,14 +6,15 @@ what an access control list does to a mode, which flags may be set.
 
 import errno
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from . import acl, aclrules, inodestore, xattr, xattrstore, xattrwrite
+from . import acl, aclrules, control, inodestore, xattr, xattrstore, xattrwrite
 from .errors import Refused
 from .features import Feature
 from .inode import (
     FLAG_APPEND,
     FLAG_CASEFOLD,
+    FLAG_DAX,
     FLAG_DIRSYNC,
     FLAG_EXTENTS,
     FLAG_IMMUTABLE,
@@ -31,11 +32,14 @@ if TYPE_CHECKING:
     from .transaction import Transaction
 
 PERMISSION_BITS = 0o7777
-# what FS_IOC_SETFLAGS may change: secure deletion, undelete and compression flags are kept but mean nothing
+# what FS_IOC_SETFLAGS may change: flags of secure deletion, undelete, compression and tails are kept but mean nothing
 FLAGS_MODIFIABLE = 0x1 | 0x2 | 0x4 | FLAG_SYNC | FLAG_IMMUTABLE | FLAG_APPEND | FLAG_NODUMP | FLAG_NOATIME | \
-    FLAG_DIRSYNC | FLAG_TOPDIR | FLAG_PROJINHERIT | 0x8000
-_ONLY_DIRECTORIES = FLAG_DIRSYNC | FLAG_TOPDIR | FLAG_CASEFOLD
-_KEPT = 0x4000  # data journalling: a file that has it stays as it is
+    FLAG_DIRSYNC | FLAG_TOPDIR | FLAG_PROJINHERIT | FLAG_DAX | 0x8000
+_JOURNAL_DATA = 0x4000
+_FIXED = FLAG_EXTENTS | FLAG_CASEFOLD | _JOURNAL_DATA
+_ONLY_DIRECTORIES = FLAG_DIRSYNC | FLAG_TOPDIR | FLAG_CASEFOLD | FLAG_PROJINHERIT
+_OTHER_KINDS = FLAG_NODUMP | FLAG_NOATIME
+_VERSIONS = (1 << 64) - 1
 _CAPABILITY = b"capability"
 
 
@@ -46,7 +50,12 @@ def chmod(tx: "Transaction", inode: Inode, mode: int) -> Inode:
     if entry is not None:
         changed = aclrules.with_mode(acl.entries(xattr.value_of(tx, inode, entry)), new)
         inode = xattrwrite.put(tx, inode, INDEX_ACL_ACCESS, b"", acl.to_disk(changed))
-    return inodestore.change(tx, inode, mode=new, ctime=tx.now)
+    return _stamped(tx, inode, mode=new)
+
+
+def _stamped(tx: "Transaction", inode: Inode, **fields: Any) -> Inode:
+    """The inode with new fields, its change dated and counted."""
+    return inodestore.change(tx, inode, **{"ctime": tx.now, "version": inode.version + 1 & _VERSIONS, **fields})
 
 
 def chown(tx: "Transaction", inode: Inode, uid: int | None, gid: int | None) -> Inode:
@@ -54,7 +63,7 @@ def chown(tx: "Transaction", inode: Inode, uid: int | None, gid: int | None) -> 
     fields = {name: value for name, value in (("uid", uid), ("gid", gid)) if value is not None}
     if not inode.is_dir:
         inode = drop_privileges(tx, inode)
-    return inodestore.change(tx, inode, ctime=tx.now, **fields)
+    return _stamped(tx, inode, **fields)
 
 
 def drop_privileges(tx: "Transaction", inode: Inode) -> Inode:
@@ -63,27 +72,30 @@ def drop_privileges(tx: "Transaction", inode: Inode) -> Inode:
     if mode & stat.S_IXGRP:
         mode &= ~stat.S_ISGID
     if mode != inode.mode:
-        inode = inodestore.change(tx, inode, mode=mode, ctime=tx.now)
+        inode = _stamped(tx, inode, mode=mode)
     if xattrstore.find(tx, inode, xattr.INDEX_SECURITY, _CAPABILITY) is not None:
-        inode = xattrwrite.put(tx, inode, xattr.INDEX_SECURITY, _CAPABILITY, None)
+        inode = _put(tx, inode, xattr.INDEX_SECURITY, _CAPABILITY, None)
     return inode
 
 
 def utimens(tx: "Transaction", inode: Inode, atime: Time | None, mtime: Time | None, ctime: Time | None) -> Inode:
     """Set times (None: leave it), as given: seconds and nanoseconds."""
     fields = {name: value for name, value in (("atime", atime), ("mtime", mtime)) if value is not None}
-    return inodestore.change(tx, inode, ctime=tx.now if ctime is None else ctime, **fields)
+    return _stamped(tx, inode, ctime=tx.now if ctime is None else ctime, **fields)
 
 
 def set_acl(tx: "Transaction", inode: Inode, name: bytes, value: bytes | None, drop_sgid: bool = False) -> Inode:
     """Set or remove (None) an access control list by its attribute's name, and the mode that goes with it.
 
-    Raises ``Refused``: EACCES for a default list of what is no directory, EINVAL for what is no list.
+    Raises ``Refused``: EACCES for a default list of what is no directory, EINVAL for what is no list, EOPNOTSUPP for
+    links.
     """
+    if inode.is_symlink:
+        raise Refused(errno.EOPNOTSUPP)
     default = name == b"system.posix_acl_default"
-    if value is None:
+    entries = acl.from_xattr(value) if value else None
+    if not entries:
         return _remove_acl(tx, inode, INDEX_ACL_DEFAULT if default else INDEX_ACL_ACCESS)
-    entries = acl.from_xattr(value)
     if default:
         if not inode.is_dir:
             raise Refused(errno.EACCES)
@@ -93,7 +105,7 @@ def set_acl(tx: "Transaction", inode: Inode, name: bytes, value: bytes | None, d
         inode = _remove_acl(tx, inode, INDEX_ACL_ACCESS)
     else:
         inode = _put(tx, inode, INDEX_ACL_ACCESS, b"", acl.to_disk(entries))
-    return inodestore.change(tx, inode, mode=mode, ctime=tx.now) if mode != inode.mode else inode
+    return _stamped(tx, inode, mode=mode) if mode != inode.mode else inode
 
 
 def _remove_acl(tx: "Transaction", inode: Inode, namespace: int) -> Inode:
@@ -105,7 +117,7 @@ def _remove_acl(tx: "Transaction", inode: Inode, namespace: int) -> Inode:
 def _put(tx: "Transaction", inode: Inode, namespace: int, name: bytes, value: bytes | None, flags: int = 0) -> Inode:
     """An attribute set or removed; the inode's change is stamped unless all was so already."""
     changed = xattrwrite.put(tx, inode, namespace, name, value, flags)
-    return changed if changed is inode else inodestore.change(tx, changed, ctime=tx.now)
+    return changed if changed is inode else _stamped(tx, changed)
 
 
 def set_xattr(tx: "Transaction", inode: Inode, name: bytes, value: bytes | None, flags: int = 0) -> Inode:
@@ -135,20 +147,29 @@ def inherit_acl(tx: "Transaction", parent: Inode, child: Inode, umask: int) -> I
 
 
 def set_flags(tx: "Transaction", inode: Inode, flags: int) -> Inode:
-    """FS_IOC_SETFLAGS: change what people may change.  Raises ``Refused(EOPNOTSUPP)`` for the rest."""
-    wanted = flags & FLAGS_MODIFIABLE | inode.flags & ~FLAGS_MODIFIABLE
-    visible = FLAGS_MODIFIABLE | FLAG_EXTENTS | _KEPT
-    if (flags ^ inode.flags) & (FLAG_EXTENTS | _KEPT) and flags & visible:
+    """FS_IOC_SETFLAGS: change the flags that people may change; others that are shown are left as they are.
+
+    Raises ``Refused``: EOPNOTSUPP for flags that are never shown, that do not suit the kind of file, or that would
+    change how it is stored (extents, journalled data, folded case); EPERM for other flags of what stays immutable.
+    """
+    if flags & ~control.USER_VISIBLE:
         raise Refused(errno.EOPNOTSUPP)
-    if not inode.is_dir:
-        wanted &= ~_ONLY_DIRECTORIES | inode.flags
-    return inodestore.change(tx, inode, flags=wanted, ctime=tx.now)
+    wanted = flags & (FLAGS_MODIFIABLE | _FIXED)
+    if not inode.is_dir and wanted & ~(~_ONLY_DIRECTORIES if inode.is_regular else _OTHER_KINDS):
+        raise Refused(errno.EOPNOTSUPP)
+    if wanted & inode.flags & FLAG_IMMUTABLE and wanted != inode.flags:
+        raise Refused(errno.EPERM)
+    if (wanted ^ inode.flags) & _FIXED:
+        raise Refused(errno.EOPNOTSUPP)
+    return _stamped(tx, inode, flags=wanted | inode.flags & ~FLAGS_MODIFIABLE)
 
 
 def set_project(tx: "Transaction", inode: Inode, project: int) -> Inode:
-    """Set the project id.  Raises ``Refused(EOPNOTSUPP)`` without the feature, EOVERFLOW where there is no room."""
+    """Set the project id.  Raises ``Refused``: EOPNOTSUPP without the feature, EOVERFLOW where there is no room."""
     if project == inode.project:
         return inode
     if Feature.PROJECT not in tx.superblock.features:
         raise Refused(errno.EOPNOTSUPP)
-    return inodestore.change(tx, inode, project=project, ctime=tx.now)
+    if not inodestore.has_project(inode):
+        raise Refused(errno.EOVERFLOW)
+    return _stamped(tx, inode, project=project)

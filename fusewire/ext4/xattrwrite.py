@@ -6,11 +6,13 @@ may be shared by inodes whose attributes are equal; whoever changes his takes a 
 
 import errno
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
-from . import alloc, checksum, inodestore, layout, xattrstore
+from . import alloc, checksum, inodestore, layout, superstore, xattrstore
 from .errors import Refused
 from .extentstore import counted
+from .features import Feature
 from .inode import BASE_BYTES, Inode
 from .xattrstore import MAGIC, Entry
 
@@ -55,12 +57,28 @@ def put(tx: "Transaction", inode: Inode, namespace: int, name: bytes, value: byt
             outside.append(new)
         else:
             raise Refused(errno.ENOSPC)
+    _note_feature(tx)
     return _store(tx, inode, inside, outside)
 
 
 def drop_all(tx: "Transaction", inode: Inode) -> Inode:
-    """Forget all attributes of an inode that is being freed, and its share of the attribute block."""
-    return _store(tx, inode, [], []) if inode.file_acl else inode
+    """Take an inode that is being freed out of its attribute block; what is in the inode itself goes with it.
+
+    Raises ``Corrupt`` if there is no such block.
+    """
+    if not inode.file_acl:
+        return inode
+    xattrstore.in_block(tx, inode)
+    _leave(tx, inode)
+    return counted(tx, inodestore.change(tx, inode, file_acl=0), -1)
+
+
+def _note_feature(tx: "Transaction") -> None:
+    """Say in the superblock that there are attributes, the first time that there are any."""
+    if Feature.EXT_ATTR not in tx.superblock.features:
+        have = superstore.get(tx, "feature_compat")
+        if not have & Feature.EXT_ATTR.mask:
+            superstore.change(tx, feature_compat=have | Feature.EXT_ATTR.mask)
 
 
 def room_in_inode(tx: "Transaction", inode: Inode) -> int:
@@ -133,7 +151,7 @@ def _block_hash(hashes: list[int]) -> int:
 def _store_block(tx: "Transaction", inode: Inode, entries: list[Entry]) -> Inode:
     """Give the inode a block with these entries: none, a shared one that is equal, its own, or a new one."""
     if not entries:
-        inode = _leave(tx, inode)
+        _leave(tx, inode)
         return counted(tx, inodestore.change(tx, inode, file_acl=0), -1)
     content = bytes(_area(entries, tx.geometry.block_bytes - _HEADER.size, _HEADER.size, hashed=True))
     shared = _shared(tx, content, inode.file_acl)
@@ -150,7 +168,7 @@ def _store_block(tx: "Transaction", inode: Inode, entries: list[Entry]) -> Inode
         _write(tx, block, content)
     had = bool(inode.file_acl)
     if had:
-        inode = _leave(tx, inode)
+        _leave(tx, inode)
     return counted(tx, inodestore.change(tx, inode, file_acl=block), 0 if had else 1)
 
 
@@ -158,21 +176,24 @@ def _shared(tx: "Transaction", content: bytes, own: int) -> int | None:
     """A block with the same entries that more inodes may join: looked up by content, checked before it is used."""
     assert tx.writing is not None
     block = tx.writing.shared_attributes.get(content)
-    if block is None or block == own or not tx.cache.holds(block):
+    if block is None or block == own or tx.is_revoked(block) or not tx.cache.holds(block):
         return None
     data = tx.cache.read(block)
     fits = data[_HEADER.size:] == content and int.from_bytes(data[:4], "little") == MAGIC
     return block if fits and 0 < _references(tx, block) < MOST_SHARED else None
 
 
-def _leave(tx: "Transaction", inode: Inode) -> Inode:
-    """Take one reference from the inode's block, and free it with the last."""
-    left = _references(tx, inode.file_acl) - 1
+def _leave(tx: "Transaction", inode: Inode) -> None:
+    """Take one reference from the inode's block, and free it with the last; nobody joins it then."""
+    block = inode.file_acl
+    left = _references(tx, block) - 1
     if left > 0:
-        _set_references(tx, inode.file_acl, left)
-    else:
-        alloc.free(tx, inode.file_acl, 1, metadata=True)
-    return inode
+        _set_references(tx, block, left)
+        return
+    content = tx.cache.read(block)[_HEADER.size:]
+    alloc.free(tx, block, 1, metadata=True)
+    assert tx.writing is not None
+    tx.after_commit(partial(tx.writing.forget_attributes, content, block))
 
 
 def _references(tx: "Transaction", block: int) -> int:
@@ -194,9 +215,8 @@ def _write(tx: "Transaction", block: int, content: bytes) -> None:
     header = _HEADER.struct.pack(MAGIC, 1, 1, _block_hash(hashes), 0, bytes(12))
     tx.edit(block)[:] = header + content
     _seal(tx, block)
-    writing = tx.writing
-    assert writing is not None
-    tx.after_commit(lambda: writing.remember_attributes(content, block))
+    assert tx.writing is not None
+    tx.after_commit(partial(tx.writing.remember_attributes, content, block))
 
 
 def _seal(tx: "Transaction", block: int) -> None:
