@@ -45,11 +45,10 @@ def to_disk(acl: Entries) -> bytes:
 
 
 def from_xattr(value: bytes) -> Entries:
-    """The entries of the attribute's value.  Raises ``Refused``: EINVAL for what is no valid ACL, EOPNOTSUPP for
-    another version.
+    """The entries of the attribute's value; none at all stands for no ACL.  They are not checked against each other.
 
-    Valid (acl(5)): exactly one entry for owner, owning group and others, a mask wherever users or groups are named,
-    in the order of tags, permissions of three bits.  None at all is valid, too: it stands for no ACL.
+    Raises ``Refused``: EINVAL for what holds no entries, unknown tags or users and groups without an id, EOPNOTSUPP
+    for another version.
     """
     if len(value) < _VERSION.size:
         raise Refused(errno.EINVAL)
@@ -57,19 +56,25 @@ def from_xattr(value: bytes) -> Entries:
         raise Refused(errno.EOPNOTSUPP)
     if (len(value) - _VERSION.size) % _LONG.size:
         raise Refused(errno.EINVAL)
-    if len(value) == _VERSION.size:
-        return []
-    found = [(tag, permissions, owner if tag in _WITH_ID else NO_ID)
-             for tag, permissions, owner in _LONG.iter_unpack(value[_VERSION.size:])]
+    found = []
+    for tag, permissions, owner in _LONG.iter_unpack(value[_VERSION.size:]):
+        if tag not in _WITHOUT_ID | _WITH_ID or (tag in _WITH_ID and owner == NO_ID):
+            raise Refused(errno.EINVAL)
+        found.append((tag, permissions, owner if tag in _WITH_ID else NO_ID))
+    return found
+
+
+def check(found: Entries) -> None:
+    """Raise ``Refused(EINVAL)`` for what is no valid ACL.
+
+    Valid (acl(5)): exactly one entry for owner, owning group and others, a mask wherever users or groups are named,
+    in the order of tags, permissions of three bits.
+    """
     tags = [tag for tag, _, _ in found]
     needed = [USER_OBJ, GROUP_OBJ, OTHER, *([MASK] if _WITH_ID & set(tags) else [])]
-    fine = (all(tags.count(tag) == 1 for tag in needed) and tags.count(MASK) <= 1
-            and set(tags) <= _WITHOUT_ID | _WITH_ID
-            and all(permissions <= 7 for _, permissions, _ in found) and tags == sorted(tags)
-            and all(owner != NO_ID for tag, _, owner in found if tag in _WITH_ID))
-    if not fine:
+    if not (all(tags.count(tag) == 1 for tag in needed) and tags.count(MASK) <= 1 and tags == sorted(tags)
+            and all(permissions <= 7 for _, permissions, _ in found)):
         raise Refused(errno.EINVAL)
-    return found
 
 
 def _entry_at(disk: bytes, at: int) -> tuple[tuple[int, int, int], int]:

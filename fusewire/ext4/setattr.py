@@ -96,9 +96,10 @@ def set_acl(tx: "Transaction", inode: Inode, name: bytes, value: bytes | None, d
     entries = acl.from_xattr(value) if value else None
     if not entries:
         return _remove_acl(tx, inode, INDEX_ACL_DEFAULT if default else INDEX_ACL_ACCESS)
+    if default and not inode.is_dir:
+        raise Refused(errno.EACCES)
+    acl.check(entries)
     if default:
-        if not inode.is_dir:
-            raise Refused(errno.EACCES)
         return _put(tx, inode, INDEX_ACL_DEFAULT, b"", acl.to_disk(entries))
     mode = aclrules.mode_with(entries, inode.mode) & ~(stat.S_ISGID if drop_sgid else 0)
     if aclrules.equivalent_mode(entries) is not None:
