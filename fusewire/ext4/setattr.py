@@ -32,9 +32,10 @@ if TYPE_CHECKING:
     from .transaction import Transaction
 
 PERMISSION_BITS = 0o7777
-# what FS_IOC_SETFLAGS may change: flags of secure deletion, undelete, compression and tails are kept but mean nothing
+# what FS_IOC_SETFLAGS may change: flags of secure deletion, undelete, compression, tails and of blocks behind the end
+# are kept but mean nothing
 FLAGS_MODIFIABLE = 0x1 | 0x2 | 0x4 | FLAG_SYNC | FLAG_IMMUTABLE | FLAG_APPEND | FLAG_NODUMP | FLAG_NOATIME | \
-    FLAG_DIRSYNC | FLAG_TOPDIR | FLAG_PROJINHERIT | FLAG_DAX | 0x8000
+    FLAG_DIRSYNC | FLAG_TOPDIR | FLAG_PROJINHERIT | FLAG_DAX | 0x8000 | 0x400000
 _JOURNAL_DATA = 0x4000
 _FIXED = FLAG_EXTENTS | FLAG_CASEFOLD | _JOURNAL_DATA
 _ONLY_DIRECTORIES = FLAG_DIRSYNC | FLAG_TOPDIR | FLAG_CASEFOLD | FLAG_PROJINHERIT
