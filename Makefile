@@ -13,6 +13,8 @@ SUDO   := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 # Debian packages: to build and run, to test, to measure
 NEEDS       := python3-venv gcc python3-dev e2fsprogs
 TEST_NEEDS  := fuse3 fuse2fs fio acl attr fdisk util-linux libc6-dev linux-libc-dev fsverity rsync git
+# Tests of one file share their images, so files go to processes as wholes.
+PARALLEL := -n 2 --dist loadfile
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .PHONY: run venv test bench lint types unit mount hostile model crash clean
@@ -23,6 +25,7 @@ $(VENV)/.ready: pyproject.toml setup.py fusewire/uapi_build.py fusewire/uapi_tex
 	@$(PYTHON) -m venv $(VENV) 2>/dev/null || { $(MAKE) --no-print-directory debian WANTED="$(NEEDS)" && $(PYTHON) -m venv --clear $(VENV); }
 	@echo "fusewire: installing into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@$(BIN)/python -m compileall -q fusewire
 	@touch $@
 
 $(VENV)/.tested: $(VENV)/.ready pyproject.toml
@@ -36,7 +39,7 @@ test: $(VENV)/.tested
 	@$(MAKE) --no-print-directory debian WANTED="$(NEEDS) $(TEST_NEEDS)"
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q $(PARALLEL)
 
 bench: $(VENV)/.tested
 	@$(MAKE) --no-print-directory debian WANTED="$(NEEDS) $(TEST_NEEDS)"
