@@ -38,25 +38,29 @@ def setattr_(session: Session, request: Request) -> bytes | WritePlan:
 
 
 def _truncate(session: Session, request: Request, wanted: dict[str, int]) -> bytes | WritePlan:
-    """A file that grows must not show what stands behind its end; see ``filewrite`` FW2."""
+    """A file that grows must not show what stands behind its end (``filewrite`` FW2); it keeps what is reserved there.
+
+    The steps are apart even with nothing to write: the first, run again after the size has grown, would cut.
+    """
     found = session.inode(request.nodeid)
     if found.is_regular and wanted["size"] > found.size:
         zeroes = filewrite.plan_clear(session.fs, found, found.size)
-        if zeroes:
-            return WritePlan(zeroes, lambda: _resize(session, request, wanted))
-    return _resize(session, request, wanted)
+        return WritePlan(zeroes, lambda: _grow(session, request, wanted))
+    return _cut(session, request, wanted)
 
 
-def _resize(session: Session, request: Request, wanted: dict[str, int]) -> bytes | WritePlan:
+def _grow(session: Session, request: Request, wanted: dict[str, int]) -> bytes:
+    _store_size(session, request, wanted)
+    return _attributes(session, request)
+
+
+def _cut(session: Session, request: Request, wanted: dict[str, int]) -> bytes | WritePlan:
     """Store the size at once, then free what lies behind it, a transaction at a time.
 
     Running this again does nothing new: the size is what it shall be, and what was freed is free.
     """
     number = session.number_of(request.nodeid)
-    with Transaction(session.fs) as tx:
-        found = tx.inode(number)
-        iomapwrite.check_writable(found)
-        _apply(tx, truncate.set_size(tx, found, wanted["size"]), wanted)
+    _store_size(session, request, wanted)
     done = False
     while not done:
         with Transaction(session.fs) as tx:
@@ -65,6 +69,13 @@ def _resize(session: Session, request: Request, wanted: dict[str, int]) -> bytes
     if not zeroes:
         return _attributes(session, request)
     return WritePlan(zeroes, lambda: _cleared(session, request))
+
+
+def _store_size(session: Session, request: Request, wanted: dict[str, int]) -> None:
+    with Transaction(session.fs) as tx:
+        found = tx.inode(session.number_of(request.nodeid))
+        iomapwrite.check_writable(found)
+        _apply(tx, truncate.set_size(tx, found, wanted["size"]), wanted)
 
 
 def _cleared(session: Session, request: Request) -> bytes:

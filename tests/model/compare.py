@@ -4,7 +4,7 @@ R1  Inode numbers and generations are each file system's own choice; which names
 R2  A time is compared as the number of the operation that stamped it, or, outside of the sequence, as it is.  With
     inodes of 128 bytes there are only seconds, so any two during the sequence are equal; and what comes after the last
     that such an inode can hold (2038) is as good as that, as FUSE cannot be told of an end of time.
-R3  ``st_blocks`` of files may differ by the blocks of the trees that map them: where extents were split differently.
+R3  ``st_blocks`` may differ by the blocks of the trees that map them: where extents were split differently.
 R4  SEEK_DATA: kernel ext4 writes zeroes into the unwritten neighbourhood of a small write instead of splitting the
     extent (mount option ``max_zeroout_kb``), so it may show data where there are only zeroes.  The contents are equal.
 R5  FUSE writes whole pages back.  Where blocks are smaller, it fills the holes in a page that was written to, so data
@@ -40,6 +40,7 @@ LIVE = {
     "blocks": "R3 and R5",
 }
 MANY_RUNS = 100             # as many as there may be in a file whose ranges are not shown
+ROOT_EXTENTS = 4            # what needs no more than these has no tree
 MAPPING_BLOCKS = 6          # index blocks by which two trees of one file may differ here
 OWN_STATFS = {
     "type": "names the driver", "fsid": "ext4 gives its UUID; FUSE has no field for it",
@@ -118,7 +119,7 @@ def _blocks_rule(path: str, kernel: Fields, ours: Fields, block_bytes: int, copi
     apart = int(ours["blocks"]) - int(kernel["blocks"])
     if apart < 0 and not (copied and "data" in kernel):
         apart = -apart
-    allowed = 0
+    allowed = MAPPING_BLOCKS * block_bytes // 512 if int(kernel["size"]) > ROOT_EXTENTS * block_bytes else 0
     if "data" in kernel:
         edges = 2 * len(runs_of(kernel.get("map")) or [(0, 0)] * MANY_RUNS)
         allowed = (MAPPING_BLOCKS * block_bytes + edges * max(PAGE - block_bytes, 0)) // 512

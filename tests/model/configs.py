@@ -33,4 +33,19 @@ _PROFILES: dict[str, dict[str, int]] = {"mixed": {}, "names": NAMES, "data": DAT
 CONFIGS = {f"{form}-{profile}": Config(f"{form}-{profile}", text, weights=weights, size=64 * MIB, **more)
            for form, (text, more) in _FORMS.items() for profile, weights in _PROFILES.items()}
 
-FULL: dict[str, Config] = {}
+FILL = only({"create": 10, "burst": 6, "thin": 3, "mkdir": 6, "rmdir": 2, "symlink": 6, "link": 2, "unlink": 8,
+             "rename": 4, "setxattr": 6, "setacl": 2, "fill_file": 16, "fill_room": 8, "truncate": 3, "stat": 2,
+             "syncfs": 1, "removexattr": 1, "write_direct": 1, "tmpfile": 1, "close": 1})
+_SMALL = {
+    "full-4k": ("-t ext4 -J size=4", {}),
+    "full-1k": ("-t ext4 -J size=1", {"block_bytes": 1024, "size": 8 * MIB}),
+    "full-2k": ("-t ext4 -J size=4 -m 20", {"block_bytes": 2048}),
+    "full-no-journal": ("-t ext4 -O ^has_journal", {}),
+    "full-ext3": ("-t ext3 -J size=4", {"whole_seconds": True}),
+    "full-ext2-1k": ("-t ext2 -I 128", {"whole_seconds": True, "block_bytes": 1024, "size": 8 * MIB}),
+    "full-inodes": ("-t ext4 -J size=4 -N 100", {}),
+}
+FULL = {name: Config(name, text, weights=FILL, **{"size": 16 * MIB, **more}) for name, (text, more) in _SMALL.items()}
+"""Disks small enough to be filled up."""
+
+CONFIGS |= FULL

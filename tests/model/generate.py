@@ -9,7 +9,6 @@ import os
 import random
 import stat
 import struct
-from collections.abc import Callable, Iterator
 
 from tests.model.side import Operation
 
@@ -225,6 +224,15 @@ class Generator:
     def make_write_file(self) -> Operation:
         return "write_file", self.file(), self.offset(), self.length(), self.seed()
 
+    def make_fill_file(self) -> Operation:
+        length = self.random.choice((3000, 50_000, 300_000, 1_000_000, 3_000_000))
+        return "fill_file", self.file(), self.random.choice((0, 0, 4096, 100_000, 1_000_000)), length, self.seed() % 8
+
+    def make_fill_room(self) -> Operation:
+        """Without KEEP_SIZE: ext4 gives up what is reserved behind the end of a file when a write does not fit."""
+        length = self.random.choice((5000, 300_000, 2_000_000, 6_000_000, 50_000_000))
+        return "fill_room", self.file(), 0, self.random.randrange(2_000_000), length
+
     def make_write_direct(self) -> Operation:
         return "write_direct", self.file(), self.offset() // 4096, self.random.randrange(1, 20), self.seed()
 
@@ -285,7 +293,7 @@ WEIGHTS = {
     "unlink": 6, "rename": 8, "listdir": 3, "stat": 4,
     "open": 10, "tmpfile": 2, "close": 4, "link_slot": 2, "fstat": 3, "write": 4, "pwrite": 8, "pread": 5,
     "map_write": 4, "ftruncate": 3, "fallocate": 7, "copy_range": 3, "fsync": 3, "syncfs": 1,
-    "write_file": 3, "write_direct": 3, "read_file": 4, "runs": 2, "truncate": 3,
+    "write_file": 3, "fill_file": 0, "fill_room": 0, "write_direct": 3, "read_file": 4, "runs": 2, "truncate": 3,
     "chmod": 3, "chown": 3, "utimens": 2, "touch": 1, "setxattr": 5, "removexattr": 2, "getxattr": 1, "listxattr": 2,
     "setacl": 3, "umask": 1, "by": 8,
 }
@@ -301,5 +309,3 @@ def only(weights: dict[str, int]) -> dict[str, int]:
     """Weights that leave everything else out."""
     return dict.fromkeys(WEIGHTS, 0) | weights
 
-
-Maker = Callable[[int], Iterator[Operation]]

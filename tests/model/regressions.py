@@ -43,4 +43,10 @@ SEQUENCES: dict[str, tuple[str, list[Operation]]] = {
         ("fallocate", 0, ZERO_RANGE | KEEP_SIZE, 100, 200),
         ("read_file", b"f"),
     ]),
+    "a file that grows keeps what is reserved behind its end": ("4k-data", [
+        ("create", b"f", 0o644),
+        ("fill_room", b"f", KEEP_SIZE, 1_991_517, 2_000_000),
+        ("truncate", b"f", 266_239),
+        ("syncfs",),
+    ]),
 }

@@ -15,7 +15,6 @@ import mmap
 import os
 import random
 import struct
-from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -224,9 +223,11 @@ class Side:
         os.posix_fadvise(self.slots[slot], 0, 0, os.POSIX_FADV_DONTNEED)
 
     def syncfs(self) -> None:
+        """Write everything.  What could not be written before, and was told then, is told here once more by FUSE."""
         fd = os.open(self.root, os.O_RDONLY)
         try:
-            _check(LIBC.syncfs(fd))
+            if LIBC.syncfs(fd) < 0 and ctypes.get_errno() == errno.ENOSPC:
+                _check(LIBC.syncfs(fd))
         finally:
             os.close(fd)
 
@@ -246,6 +247,34 @@ class Side:
             done = os.pwrite(fd, data_of(seed, length), offset)
             os.fsync(fd)
             return done
+
+    def fill_file(self, path: bytes, offset: int, length: int, seed: int) -> str | None:
+        """Write all of it or empty the file: how much of a write that does not fit is kept is not compared."""
+        with self.opened(path, os.O_WRONLY) as fd:
+            try:
+                done = os.pwrite(fd, data_of(seed, length), offset)
+                os.fsync(fd)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                done = 0
+            if done < length:
+                os.ftruncate(fd, 0)
+                os.fsync(fd)
+                return "full"
+            return None
+
+    def fill_room(self, path: bytes, mode: int, offset: int, length: int) -> str | None:
+        """As ``fill_file``, with fallocate(2)."""
+        with self.opened(path, os.O_WRONLY) as fd:
+            try:
+                fallocate(fd, mode, offset, length)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                os.ftruncate(fd, 0)
+                return "full"
+            return None
 
     def write_direct(self, path: bytes, page: int, pages: int, seed: int) -> int:
         with self.opened(path, os.O_WRONLY | os.O_DIRECT) as fd, mmap.mmap(-1, pages * PAGE) as buffer:
@@ -330,9 +359,3 @@ def user(uid: int, groups: tuple[int, ...] = EVERY_GROUP) -> Any:
         os.seteuid(0)
         os.setegid(0)
         os.setgroups(before)
-
-
-def do_on_all(sides: list[Side], operation: Operation, before: Callable[[], None]) -> list[Answer]:
-    """The answers of all sides to one operation; ``before`` runs first."""
-    before()
-    return [side.do(operation) for side in sides]

@@ -37,6 +37,12 @@ def test_same_answers_and_trees(name: str, offset: int, mounts: None) -> None:
     judge(name, SEED + offset)
 
 
+@pytest.mark.parametrize("offset", range(SEEDS))
+@pytest.mark.parametrize("name", FULL if LONG else ("full-4k", "full-2k", "full-inodes"))
+def test_same_answers_on_full_disks(name: str, offset: int, mounts: None) -> None:
+    judge(name, SEED + offset)
+
+
 @pytest.mark.parametrize("name", regressions.SEQUENCES)
 def test_once_different(name: str, mounts: None) -> None:
     config, operations = regressions.SEQUENCES[name]
