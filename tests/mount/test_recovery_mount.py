@@ -1,0 +1,596 @@
+"""Images that the kernel left dirty, recovered by a mount: what was fsynced is there, and e2fsck finds nothing.
+
+Where the kernel's own recovery is right, both trees are the same.  (With fast commits it is not always: after mkdir and
+rmdir its link counts are wrong, and an open file without a name makes it refuse the mount; Linux 6.18.)
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import random
+import shutil
+import struct
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fusewire.arguments import Failure
+from fusewire.ext4 import checksum, errorlog, iomap, layout
+from fusewire.ext4.journal import JournalWriter
+from fusewire.options import parse_options
+from fusewire.source import Source, open_file_system
+from tests.journals import EXT4_IOC_SHUTDOWN, NO_LOG_FLUSH, RECOVER, opened
+from tests.mounting import (
+    MountRefused,
+    fusewire_command,
+    fusewire_environment,
+    fusewire_mount,
+    kernel_mount,
+    mount_point,
+    run,
+    wait_mounted,
+    wait_unused,
+)
+from tests.walk import differences, entries
+
+Tree = dict[str, dict[str, str]]
+UNCOMPARED = ("atime", "attributes")    # walks move the former, FUSE cannot tell the latter
+UNSETTLED = ("blocks", "map")           # not final before data are written back
+FAST = "-O fast_commit,orphan_file"
+
+
+def tree_of(root: Path, *uncompared: str) -> Tree:
+    """The tree without what need not be the same; the times of directories only where they were journaled."""
+    shown = {}
+    for name, fields in entries(root):
+        times = {"mtime", "ctime"} if fields.get("mode", "").startswith("4") else set()
+        left_out = {*UNCOMPARED, *uncompared, *times}
+        shown[name] = {key: value for key, value in fields.items() if key not in left_out}
+    return shown
+
+
+def write(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync(root: Path) -> None:
+    """Commit what is running: by an fsync, which is a fast commit where that is possible."""
+    write(root / "marker", b"m")
+
+
+class Image:
+    """An image that the kernel mounts, changes and leaves dirty."""
+
+    def __init__(self, path: Path, mkfs: str, options: str = "rw,commit=300", mib: int = 48) -> None:
+        self.path, self.options, self.open_files = path, options, list[int]()
+        path.touch()
+        os.truncate(path, mib << 20)
+        run("mke2fs", "-q", "-F", "-t", "ext4", *mkfs.split(), path)
+
+    def leave(self, *steps: Callable[[Path], object], last: Callable[[Path], object] = lambda _root: None) -> Tree:
+        """Run the steps, note the tree, run ``last``, which need not survive, and shut down; the tree."""
+        with mount_point() as target:
+            run("mount", "-t", "ext4", "-o", f"loop,{self.options}", self.path, target)
+            try:
+                for step in steps:
+                    step(target)
+                tree = tree_of(target, *UNSETTLED)
+                last(target)
+                root = os.open(target, os.O_RDONLY)
+                fcntl.ioctl(root, EXT4_IOC_SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
+                os.close(root)
+            finally:
+                for number in self.open_files:
+                    os.close(number)
+                self.open_files.clear()
+                run("umount", target)
+        return tree
+
+    def copy(self, name: str) -> Path:
+        return Path(shutil.copyfile(self.path, self.path.with_name(f"{self.path.name}.{name}")))
+
+
+def assert_clean(path: Path) -> None:
+    done = run("e2fsck", "-fn", path, check=False)
+    assert done.returncode == 0, done.stdout
+    features = run("dumpe2fs", "-h", path).stdout
+    assert "needs_recovery" not in features and "orphan_present" not in features
+    assert "Filesystem state:         clean" in features
+
+
+def sha(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def recovered(image: Image, *options: str) -> tuple[Path, Tree]:
+    """A copy that a writable mount of ours recovered, and its tree.
+
+    A read-only mount shows the same tree and writes nothing.
+    """
+    ours, shown = image.copy("ours"), image.copy("shown")
+    before = sha(shown)
+    with fusewire_mount(shown, "ro,noatime") as mounted:
+        in_memory = tree_of(mounted.root)
+    assert sha(shown) == before
+    shown.unlink()
+    with fusewire_mount(ours, ",".join(("rw,noatime", *options))):
+        pass
+    assert_clean(ours)
+    with kernel_mount(ours, "ro,noload,noatime") as mounted:
+        tree = tree_of(mounted.root)
+    assert_same(in_memory, tree)
+    return ours, tree
+
+
+def recovered_by_kernel(image: Image) -> Tree:
+    path = image.copy("kernel")
+    with kernel_mount(path, "rw,noatime"):
+        pass
+    done = run("e2fsck", "-fn", path, check=False)
+    assert done.returncode == 0, done.stdout
+    with kernel_mount(path, "ro,noatime") as mounted:
+        return tree_of(mounted.root)
+
+
+def assert_same(left: Tree, right: Tree) -> None:
+    found = differences(list(left.items()), list(right.items()), {})
+    assert not found, "\n".join(found[:30])
+
+
+def settled(tree: Tree) -> Tree:
+    """What of a tree a mount can tell before it has written everything back."""
+    return {name: {key: value for key, value in fields.items() if key not in UNSETTLED}
+            for name, fields in tree.items()}
+
+
+def fast_commits(path: Path) -> int:
+    with opened(path) as disk:
+        found = disk.recover().fast_commits
+        return 0 if found is None else found.commits
+
+
+# ---- fast commits ------------------------------------------------------------------------------------------
+
+def first(root: Path) -> None:
+    """The full commit that must come before any fast one."""
+    for name in ("old", "victim", "cut", "holey", "moved", "gone"):
+        write(root / name, name.encode() * 2000)
+    (root / "folder").mkdir()
+    (root / "empty").mkdir()
+    for number in range(12):
+        write(root / "folder" / f"f{number}", b"x" * number * 300)
+    os.sync()
+
+
+def files(root: Path) -> None:
+    """Everything that one can do to files and that the kernel logs as fast commits."""
+    write(root / "new", b"n" * 5000)
+    os.link(root / "old", root / "folder" / "linked")
+    os.unlink(root / "gone")
+    os.rename(root / "moved", root / "folder" / "renamed")
+    os.rename(root / "folder" / "f3", root / "victim")
+    sync(root)
+    os.truncate(root / "cut", 100)
+    os.chmod(root / "old", 0o600)
+    sync(root)
+    subprocess.run(["fallocate", "-p", "-o", "1024", "-l", "5000", root / "holey"], check=True)
+    subprocess.run(["fallocate", "-l", "90000", root / "new"], check=True)
+    for number in range(5, 9):
+        os.unlink(root / "folder" / f"f{number}")
+    for number in range(5):
+        write(root / "folder" / f"again{number}", b"y" * number * 700)
+    write(root / "sparse", b"")
+    with open(root / "sparse", "r+b") as file:
+        for number in range(30):
+            file.seek(number * 16384)
+            file.write(b"s" * 900)
+        os.fsync(file.fileno())
+    os.truncate(root / "sparse", 16384 * 20 + 50)
+    sync(root)
+
+
+def directories(root: Path) -> None:
+    (root / "made").mkdir()
+    write(root / "made" / "inside", b"i" * 3000)
+    (root / "made" / "sub").mkdir()
+    (root / "made" / "sub" / "subsub").mkdir()
+    (root / "empty").rmdir()
+    (root / "made" / "passing").mkdir()
+    (root / "made" / "passing").rmdir()
+    sync(root)
+    for number in range(70):    # more than one block of names
+        (root / "made" / f"{number:03d}-{'n' * 40}").touch()
+    sync(root)
+    (root / "made" / "sub" / "subsub").rmdir()
+    sync(root)
+
+
+def lost(root: Path) -> None:
+    """What nobody has made durable."""
+    (root / "lost").write_bytes(b"lost")
+
+
+@pytest.mark.parametrize("block_bytes", [1024, 4096])
+def test_fsynced_files_are_there_as_after_the_kernels_recovery(block_bytes: int, mounts: None, tmp_path: Path) -> None:
+    image = Image(tmp_path / "image", f"-b {block_bytes} {FAST}")
+    expected = image.leave(first, files, last=lost)
+    assert fast_commits(image.path) > 5
+    _, tree = recovered(image)
+    assert_same(settled(tree), expected)
+    assert_same(tree, recovered_by_kernel(image))
+
+
+def test_fsynced_directories_are_there_with_the_right_counts(mounts: None, tmp_path: Path) -> None:
+    """The kernel's replay counts links of directories wrongly, so what its mount showed before is compared with."""
+    image = Image(tmp_path / "image", f"-b 1024 {FAST}")
+    expected = image.leave(first, directories, last=lost)
+    assert fast_commits(image.path) >= 3
+    _, tree = recovered(image)
+    assert_same(settled(tree), expected)
+
+
+def test_an_open_file_without_a_name_is_freed(mounts: None, tmp_path: Path) -> None:
+    """The kernel refuses to mount this one."""
+    image = Image(tmp_path / "image", f"-b 1024 {FAST}")
+
+    def unlink_open(root: Path) -> None:
+        handle = os.open(root / "gone", os.O_RDWR)
+        image.open_files.append(handle)
+        os.unlink(root / "gone")
+        os.write(handle, b"still written")
+        os.fsync(handle)
+
+    image.leave(first, unlink_open)
+    assert fast_commits(image.path)
+    _, tree = recovered(image)
+    assert "/gone" not in tree and "/old" in tree
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_fast_commits(seed: int, mounts: None, tmp_path: Path) -> None:
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    image = Image(tmp_path / "image", f"-b {chance.choice((1024, 2048, 4096))} {FAST}")
+
+    def work(root: Path) -> None:
+        for _ in range(60):
+            random_operation(root / "folder", chance)
+        sync(root)
+
+    expected = image.leave(first, work, last=lost)
+    assert fast_commits(image.path)
+    _, tree = recovered(image)
+    assert_same(settled(tree), expected)
+    assert_same(tree, recovered_by_kernel(image))
+
+
+def random_operation(folder: Path, chance: random.Random) -> None:
+    names = sorted(folder.iterdir())
+    name, other = chance.choice(names), folder / f"r{chance.randrange(40)}"
+    kind = chance.choice(("write", "write", "write", "unlink", "link", "rename", "cut", "punch", "reserve", "chmod"))
+    if kind == "write" or len(names) < 5:
+        with open(other, "r+b" if other.exists() else "wb") as file:
+            file.seek(chance.randrange(30000))
+            file.write(chance.randbytes(chance.randrange(1, 9000)))
+            file.flush()
+            os.fsync(file.fileno())
+    elif kind == "unlink":
+        name.unlink()
+    elif kind == "link" and not other.exists():
+        os.link(name, other)
+    elif kind == "rename":
+        os.rename(name, other)
+    elif kind == "cut":
+        os.truncate(name, chance.randrange(20000))
+    elif kind in ("punch", "reserve"):
+        # The kernel logs nothing when blocks that were reserved get data, so those are never written to.
+        place = ["-p", "-o", str(chance.randrange(20000))] if kind == "punch" else ["-o", "50000"]
+        subprocess.run(["fallocate", *place, "-l", "7000", name], check=True)
+    else:
+        os.chmod(name, chance.randrange(0o1000) | 0o200)
+
+
+# ---- a recovery that is cut off ----------------------------------------------------------------------------
+
+class Device:
+    """An image in memory as a device that stops to take writes at one of them; each is there or not, as a whole.
+
+    ``kept`` says which of the writes since the last flush are there.
+    """
+
+    def __init__(self, data: bytes, writes: int, chance: random.Random) -> None:
+        self.data, self.durable, self.left, self.chance = bytearray(data), bytearray(data), writes, chance
+        self.waiting: list[tuple[int, bytes]] = []
+        self.start_bytes, self.size_bytes = 0, len(data)
+
+    def read(self, offset: int, length: int) -> bytes:
+        return bytes(self.data[offset:offset + length])
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        view[:] = self.data[offset:offset + len(view)]
+
+    def will_need(self, _offset: int, _length: int) -> None:
+        pass
+
+    def write(self, offset: int, pieces: list[bytes]) -> None:
+        if not self.left:
+            raise OSError(5, "the power is gone")
+        self.left -= 1
+        data = b"".join(pieces)
+        self.data[offset:offset + len(data)] = data
+        self.waiting.append((offset, data))
+
+    def flush(self) -> None:
+        for offset, data in self.waiting:
+            self.durable[offset:offset + len(data)] = data
+        self.waiting.clear()
+
+    def after_power_cut(self) -> bytes:
+        image, share = bytearray(self.durable), self.chance.random()
+        for offset, data in self.waiting:
+            if self.chance.random() < share:
+                image[offset:offset + len(data)] = data
+        return bytes(image)
+
+
+def open_for_writing(device: Any) -> list[str]:
+    """All that a writable mount does before it is mounted; what it says."""
+    source = Source("image", "image", None, device, False)  # type: ignore[arg-type]
+    return open_file_system(source, parse_options("rw")).notes
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the changes of a recovery take many batches."""
+    monkeypatch.setattr("fusewire.writable.batch_limit", lambda log: 10)
+
+
+@pytest.mark.parametrize("work", [files, directories], ids=["files", "directories"])
+def test_a_recovery_cut_off_anywhere_is_finished_by_the_next(work: Callable[[Path], None], mounts: None,
+                                                             small_batches: None, tmp_path: Path) -> None:
+    """Fast commits in several batches, orphans too: whatever part is durable, the next recovery gives the same tree;
+    the kernel's takes over as well."""
+    image = Image(tmp_path / "image", f"-b 1024 {FAST} -J size=2,fast_commit_size=256", mib=8)
+    expected = image.leave(first, work)
+    start, chance = image.path.read_bytes(), random.Random(1)
+    whole = Device(start, 1 << 30, chance)
+    open_for_writing(whole)
+    writes = (1 << 30) - whole.left
+    assert writes > 50
+    for cut in sorted(chance.sample(range(writes), 30)):
+        device = Device(start, cut, chance)
+        with pytest.raises(Failure):
+            open_for_writing(device)
+        left = device.after_power_cut()
+        print(f"cut before write {cut} of {writes}")
+        if work is files:
+            image.path.write_bytes(left)
+            assert_same(settled(recovered_by_kernel(image)), expected)
+        image.path.write_bytes(left)
+        with fusewire_mount(image.path, "rw,noatime"):
+            pass
+        assert_clean(image.path)
+        with kernel_mount(image.path, "ro,noload,noatime") as mounted:
+            assert_same(settled(tree_of(mounted.root)), expected)
+
+
+# ---- other logs --------------------------------------------------------------------------------------------
+
+def grown(root: Path) -> None:
+    for number in range(20):
+        folder = root / f"d{number}"
+        folder.mkdir()
+        write(folder / "file", os.urandom(3000) + b"\xc0\x3b\x39\x98" * 300)
+    sync(root)
+    shutil.rmtree(root / "d3")
+    write(root / "magic", b"\xc0\x3b\x39\x98" * 2000)
+
+
+@pytest.mark.parametrize("mkfs, options", [
+    ("-b 1024 -J size=4", "rw"), ("-b 4096 -J size=8", "rw,data=journal"), ("-b 1024 -J size=4", "rw,data=journal"),
+    ("-b 2048 -J size=4 -O ^metadata_csum,^64bit,uninit_bg", "rw,journal_checksum"),
+    ("-b 1024 -J size=4 -O ^extent,^metadata_csum,^64bit,^flex_bg -I 128", "rw"),
+], ids=["ordered", "data-4k", "data-1k", "checksum-v1", "ext3"])
+def test_a_log_of_the_kernel_is_replayed(mkfs: str, options: str, mounts: None, tmp_path: Path) -> None:
+    """With data=journal the newest data are in the log only, also for who reads them without replaying."""
+    image = Image(tmp_path / "image", mkfs, options)
+    expected = image.leave(grown, last=lost)
+    _, tree = recovered(image)
+    assert_same(settled(tree), expected)
+    assert_same(tree, recovered_by_kernel(image))
+
+
+def test_noload_shows_the_file_system_unreplayed_and_needs_ro(mounts: None, tmp_path: Path) -> None:
+    """As much of it as the kernel has brought home, and so with errors here and there."""
+    image = Image(tmp_path / "image", "-b 1024 -J size=4")
+    complete = image.leave(grown)
+    before = sha(image.path)
+    with kernel_mount(image.path, "ro,noload,noatime") as mounted:
+        expected = tree_of(mounted.root)
+    with fusewire_mount(image.path, "ro,noload,noatime") as mounted:
+        assert_same(tree_of(mounted.root), expected)
+    assert settled(expected) != complete
+    with pytest.raises(MountRefused, match=r"noload.*needs ro"), fusewire_mount(image.path, "rw,noload"):
+        pass
+    assert sha(image.path) == before
+
+
+def test_a_log_that_needs_no_recovery_is_void(mounts: None, tmp_path: Path) -> None:
+    """The flag needs_recovery is off although the log begins somewhere: nothing of it may come back, nor continue what
+    we log in its place."""
+    image = Image(tmp_path / "image", "-b 1024 -J size=4")
+    with kernel_mount(image.path, "rw") as mounted:
+        write(mounted.root / "file", b"good" * 256)
+    with opened(image.path) as disk:
+        place = disk.run(lambda fs: iomap.find(fs, fs.inode(12), 0), disk.fs).start
+        assert place is not None and disk.read_home(place) == b"good" * 256
+        journal, head = disk.journal, disk.journal.first
+        writer = JournalWriter(journal, head, journal.sequence)
+        begun = writer.begin()
+        assert begun is not None
+        disk.write(0, begun)
+        for number in range(200):
+            encoded = writer.encode([(place, b"bad!" * 256)], (), number)
+            for position, data in (*encoded.records, encoded.commit):
+                disk.write(position, data)
+        assert len(disk.recover().transactions) == 200
+        assert not disk.fs.superblock.needs_recovery
+    killed(image.path, lambda root: [write(root / f"new{number}", b"n" * 3000) for number in range(10)])
+    with opened(image.path) as disk:
+        ours = disk.recover().transactions
+        assert ours and ours[-1].sequence < ours[0].sequence + 100
+    with fusewire_mount(image.path, "rw") as mounted:
+        assert (mounted.root / "file").read_bytes() == b"good" * 256
+        assert (mounted.root / "new9").read_bytes() == b"n" * 3000
+    assert_clean(image.path)
+
+
+def killed(path: Path, work: Callable[[Path], object]) -> None:
+    """Let our daemon be killed when ``work`` is done."""
+    with mount_point() as target:
+        command = [*fusewire_command(), "mount", "-f", "-o", "rw", str(path), str(target)]
+        process = subprocess.Popen(command, env=fusewire_environment(), cwd="/")
+        try:
+            assert wait_mounted(target, process)
+            work(target)
+        finally:
+            process.kill()
+            process.wait()
+            run("umount", "-l", target, check=False)
+    wait_unused(path)
+
+
+# ---- errors ------------------------------------------------------------------------------------------------
+
+def edit_super(path: Path, **fields: int) -> None:
+    raw = bytearray(path.read_bytes()[1024:2048])
+    for name, value in fields.items():
+        kind = {"u8": 1, "u16": 2, "u32": 4, "u64": 8}[layout.SUPERBLOCK.types[name]]
+        at = layout.SUPERBLOCK.offsets[name]
+        raw[at:at + kind] = value.to_bytes(kind, "little")
+    checksum.seal_superblock(raw)
+    with open(path, "r+b") as file:
+        file.seek(1024)
+        file.write(raw)
+
+
+def test_errors_of_the_journal_and_of_the_superblock_survive(mounts: None, tmp_path: Path) -> None:
+    """An error was noted in the superblock behind the journal's back; the journal itself was given up, too."""
+    image = Image(tmp_path / "image", "-b 1024 -J size=4")
+    image.leave(grown)
+    edit_super(image.path, error_count=7, last_error_time=1_600_000_000, last_error_line=1234)
+    with opened(image.path) as disk:
+        disk.write(0, disk.journal.patched(errno=(1 << 32) - 5))
+    with fusewire_mount(image.path, "ro") as mounted:
+        assert "input/output error" in mounted.log_text()
+    with fusewire_mount(image.path, "rw") as mounted:
+        assert (mounted.root / "magic").exists()
+    shown = run("dumpe2fs", "-h", image.path).stdout
+    assert "Filesystem state:         clean with errors" in shown and "needs_recovery" not in shown
+    assert "FS Error count:           7" in shown and "1234" in shown.split("Last error line")[1]
+    with opened(image.path) as disk:
+        assert disk.journal.errno == 0
+    run("e2fsck", "-fy", image.path, check=False)
+    assert_clean(image.path)
+
+
+def test_a_damaged_log_keeps_the_file_system_as_it_is(mounts: None, tmp_path: Path) -> None:
+    """A transaction with a wrong checksum before others: as with the kernel, there is no mount, and nothing changes."""
+    image = Image(tmp_path / "image", "-b 1024 -J size=4")
+    image.leave(grown)
+    with opened(image.path) as disk:
+        place = disk.recover().transactions[0].descriptors[0]
+        raw = bytearray(disk.read(place))
+        raw[40] ^= 1
+        disk.write(place, bytes(raw))
+    before = sha(image.path)
+    for options in ("rw", "ro"):
+        with pytest.raises(MountRefused, match="journal: "), fusewire_mount(image.path, options):
+            pass
+    assert sha(image.path) == before
+
+
+def test_carried_over_errors_are_the_newest() -> None:
+    before, after = bytearray(1024), bytearray(1024)
+    struct.pack_into("<I", before, 0x194, 3)
+    struct.pack_into("<H", before, 0x3A, errorlog.STATE_ERRORS)
+    assert errorlog.carry_over(bytes(before), bytes(after), 0) == bytes(before)
+    struct.pack_into("<I", after, 0x194, 4)
+    kept = errorlog.carry_over(bytes(before), bytes(after), 5)
+    assert kept[0x194] == 4 and kept[0x3A] == errorlog.STATE_ERRORS
+    assert errorlog.carry_over(bytes(1024), bytes(1024), 0) == bytes(1024)
+
+
+# ---- orphans -----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("feature", ["orphan_file", "^orphan_file"])
+def test_orphans_of_the_kernel_are_freed_at_a_writable_mount(feature: str, mounts: None, tmp_path: Path) -> None:
+    image = Image(tmp_path / "image", f"-b 1024 -J size=4 -O {feature}")
+
+    def leave_open(root: Path) -> None:
+        for number in range(40):
+            path = root / f"o{number}"
+            path.write_bytes(b"o" * 5000 * (number % 7))
+            image.open_files.append(os.open(path, os.O_RDONLY))
+        for number in range(40):
+            os.unlink(root / f"o{number}")
+        sync(root)
+
+    image.leave(grown, leave_open)
+    path, tree = recovered(image)
+    assert "/magic" in tree
+    assert_same(tree, recovered_by_kernel(image))
+    assert "Inode count" in run("dumpe2fs", "-h", path).stdout
+
+
+@pytest.mark.parametrize("block_bytes", [1024, 4096])
+def test_a_file_that_was_being_cut_is_cut_and_its_tail_is_zero(block_bytes: int, mounts: None, tmp_path: Path) -> None:
+    """As after a crash in a truncate: the size is stored, the blocks and what they hold are not gone yet."""
+    image = Image(tmp_path / "image", f"-b {block_bytes} -J size=8 -O ^orphan_file")
+    with kernel_mount(image.path, "rw") as mounted:
+        write(mounted.root / "cut", b"c" * 50 * block_bytes)
+        number = (mounted.root / "cut").stat().st_ino
+    script = tmp_path / "script"
+    script.write_text(f"sif <{number}> size {block_bytes + 10}\nssv last_orphan {number}\n")
+    run("debugfs", "-w", "-f", script, image.path)
+    with fusewire_mount(image.path, "rw") as mounted:
+        assert (mounted.root / "cut").stat().st_blocks * 512 == 2 * block_bytes
+        os.truncate(mounted.root / "cut", 3 * block_bytes)
+        expected = b"c" * (block_bytes + 10) + bytes(2 * block_bytes - 10)
+        assert (mounted.root / "cut").read_bytes() == expected
+        assert "finished 1 deleted or shortened" in mounted.log_text()
+    assert_clean(image.path)
+    with kernel_mount(image.path, "ro") as mounted:
+        assert (mounted.root / "cut").read_bytes() == expected
+
+
+def test_orphans_of_a_clean_file_system_are_finished_under_the_journal(mounts: None, tmp_path: Path,
+                                                                       small_batches: None) -> None:
+    """The mount says that the file system is in use before it frees anything."""
+    image = Image(tmp_path / "image", "-b 1024 -J size=2 -O ^orphan_file", mib=8)
+    with kernel_mount(image.path, "rw") as mounted:
+        write(mounted.root / "cut", b"c" * 3_000_000)
+        number = (mounted.root / "cut").stat().st_ino
+    script = tmp_path / "script"
+    script.write_text(f"sif <{number}> size 10\nssv last_orphan {number}\n")
+    run("debugfs", "-w", "-f", script, image.path)
+    start, chance = image.path.read_bytes(), random.Random(2)
+    whole = Device(start, 1 << 30, chance)
+    assert "finished 1 deleted or shortened files that the last mount had left" in open_for_writing(whole)
+    for cut in range((1 << 30) - whole.left):
+        device = Device(start, cut, chance)
+        with pytest.raises(Failure):
+            open_for_writing(device)
+        image.path.write_bytes(device.after_power_cut())
+        incompat = struct.unpack_from("<I", image.path.read_bytes(), 1024 + 0x60)[0]
+        assert incompat & RECOVER or device.after_power_cut() == start
+        run("e2fsck", "-fy", image.path, check=False)
+        assert_clean(image.path)
