@@ -255,6 +255,8 @@ class Committer:
         if self._thread.is_alive():
             self._jobs.put(None)
             self._thread.join()
+        if self.failure is not None:
+            raise self.failure
         _, failure = self._writer.attempt(partial(self._writer.finish, superblock))
         if failure is not None:
             self._abort(failure)
@@ -290,11 +292,19 @@ class Committer:
         if failure is not None:
             self._abort(failure)
         else:
+            self._settle(closed, home)
+        _tell(told, failure)
+        self._go_on()
+
+    def _settle(self, closed: ClosedBatch | None, home: Entries) -> None:
+        """Let the core know what is durable and what is home; if that fails, what is in memory is not to be trusted."""
+        try:
             if closed is not None:
                 self.on_durable(closed)
             commit.home(self._fs, _arrived(home))
-        _tell(told, failure)
-        self._go_on()
+        except Exception as error:
+            log.bug("batch_not_settled", error)
+            self._abort(OSError(errno.EIO, f"{type(error).__name__}: {error}"))
 
     def _go_on(self) -> None:
         """What is next, unless one of those who were told has begun it already."""

@@ -22,6 +22,7 @@ from fusewire.blockdev import Buffer
 
 SECTOR = 512
 SUPERBLOCK_SECTORS = (2, 3)
+_SUPERBLOCK_AT, _SUPERBLOCK_END = 1024, 2048
 
 
 class Write(NamedTuple):
@@ -74,6 +75,7 @@ class Recorder:
         self.before_call: Callable[[], None] | None = None
         self.faults: dict[int, Fault] = {}
         self.calls = 0
+        self.failed_at: int | None = None       # events at the first fault, what it still wrote among them
         self.chance = random.Random(0)
         self._lock = threading.Lock()
 
@@ -111,11 +113,13 @@ class Recorder:
             else:
                 for start, piece in self._parts(offset, data, fault):
                     self._put(start, piece)
+                self.failed_at = len(self.events)
                 raise OSError(fault.number, "injected")
 
     def flush(self) -> None:
         fault = self._call()
         if fault is not None:
+            self.failed_at = len(self.events)
             raise OSError(fault.number, "injected")
         self.events.append(Flush())
 
@@ -135,8 +139,11 @@ class Recorder:
 
     def _parts(self, offset: int, data: bytes, fault: Fault) -> Iterable[tuple[int, bytes]]:
         if not fault.torn:
-            return [(offset, data[:int(len(data) * fault.part)])]
-        return [(start, piece) for start, piece in sectors_of(offset, data) if self.chance.random() < fault.part]
+            end = offset + int(len(data) * fault.part)
+            return [(offset, data[:(_SUPERBLOCK_AT if _SUPERBLOCK_AT < end < _SUPERBLOCK_END else end) - offset])]
+        whole = self.chance.random() < fault.part
+        return [(start, piece) for start, piece in sectors_of(offset, data)
+                if (whole if start // SECTOR in SUPERBLOCK_SECTORS else self.chance.random() < fault.part)]
 
 
 def sectors_of(offset: int, data: bytes) -> Iterable[tuple[int, bytes]]:

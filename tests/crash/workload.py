@@ -38,6 +38,7 @@ class Workload:
         machine.snapshot = lambda: Snapshot(self.root)
         self.done: dict[str, int] = {}
         self.refused = 0
+        self.data_events: set[int] = set()      # which of the device's events are writes of file data
         self._names = self._tag = chance.randrange(1 << 30)     # nothing that an earlier workload has used
         self.kinds: list[tuple[Callable[[], None], int]] = [
             (self.create, 8), (self.mkdir, 3), (self.symlink, 3), (self.link, 3), (self.unlink, 5), (self.rmdir, 2),
@@ -334,7 +335,10 @@ class Workload:
             self._device_write(address, pieces)
 
     def _device_write(self, address: int, pieces: list[Any]) -> None:
-        """A write of data that fails is its caller's error, and the committer's only when it flushes."""
+        """A write of data that fails is its caller's error; after a failure of the committer nobody writes any more."""
+        if self.machine.committer.failure is not None:
+            raise Aborted
+        self.data_events.add(len(self.machine.device.events))
         try:
             self.machine.device.write(address, pieces)
         except OSError as error:
