@@ -11,8 +11,8 @@ from fusewire.ext4.journalsuper import JournalSuperblock
 from tests.crash.bases import base
 from tests.crash.machine import Aborted, Machine
 from tests.crash.model import Snapshot
-from tests.crash.recorder import Fate, Fault, Flush, Recorder, Write
-from tests.crash.sweep import Cut, Cuts, Recording, Sweep, examine, image_file
+from tests.crash.recorder import Cuts, Fate, Fault, Flush, Recorder, Write
+from tests.crash.sweep import Cut, Recording, Sweep, examine, image_file
 from tests.crash.workload import Workload
 
 OPERATIONS = 24

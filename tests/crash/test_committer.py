@@ -1,0 +1,299 @@
+"""The committer's rules one by one: who is told, what is written in which order, what fits, what is kept in memory."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from fusewire import committer as subject
+from fusewire.committer import Committer, Log, batch_limit
+from fusewire.ext4 import commit, inodestore
+from fusewire.ext4.journal import JournalWriter
+from fusewire.ext4.journalsuper import Checksums
+from fusewire.ext4.transaction import Transaction
+from fusewire.ext4.units import ROOT_INODE
+from tests.crash.bases import base
+from tests.crash.machine import Machine
+from tests.crash.recorder import Fault, Flush, Recorder, Write
+from tests.journals import MemoryJournal
+
+Told = list[OSError | None]
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    found = Machine(Recorder(base("v3-64")))
+    found.start()
+    yield found
+    found.stop()
+
+
+def touch(machine: Machine) -> None:
+    """The smallest change."""
+    machine.change(lambda tx: inodestore.change(tx, tx.inode(ROOT_INODE), mtime=tx.now))
+
+
+def fill(machine: Machine, first: int, count: int) -> None:
+    """Change so many blocks: free ones, which become metadata."""
+    def operation(tx: Transaction) -> None:
+        for block in range(first, first + count):
+            tx.create(block)[:4] = block.to_bytes(4, "little")
+
+    machine.change(operation)
+
+
+def revoke(machine: Machine, first: int, count: int) -> None:
+    def operation(tx: Transaction) -> None:
+        for block in range(first, first + count):
+            tx.revoke(block)
+
+    machine.change(operation)
+
+
+def home_writes(machine: Machine, block: int, since: int = 0) -> int:
+    size = machine.fs.geometry.block_bytes
+    return sum(event.offset <= block * size < event.offset + len(event.data)
+               for event in machine.device.events[since:] if isinstance(event, Write))
+
+
+# ---- who is told ---------------------------------------------------------------------------------------------------
+
+def test_those_who_ask_meanwhile_share_the_next_batch(machine: Machine) -> None:
+    touch(machine)
+    told: list[str] = []
+    machine.committer.commit(lambda _: told.append("first"))
+    touch(machine)
+    for name in "abc":
+        machine.committer.commit(lambda _, name=name: told.append(name))  # type: ignore[misc]
+    machine.settle()
+    assert told == ["first", "a", "b", "c"]
+    assert machine.writing is not None and machine.writing.batch.number == 3
+
+
+def test_nothing_to_do_is_told_at_once_but_not_before_what_is_on_its_way(machine: Machine) -> None:
+    told: Told = []
+    machine.committer.commit(told.append)
+    assert told == [None]
+    touch(machine)
+    machine.committer.commit(told.append)
+    machine.committer.commit(told.append)
+    assert told == [None]
+    machine.settle()
+    assert told == [None] * 3
+
+
+def test_asking_again_while_being_told_never_sends_two_batches_at_once(machine: Machine) -> None:
+    told: list[int] = []
+
+    def again(index: int) -> Callable[[OSError | None], None]:
+        def answer(_: OSError | None) -> None:
+            touch(machine)
+            machine.committer.commit(lambda _: told.append(index))
+            assert machine.committer._jobs.qsize() <= 1
+        return answer
+
+    touch(machine)
+    for index in range(3):
+        machine.committer.commit(again(index))
+    machine.settle()
+    assert sorted(told) == [0, 1, 2] and machine.committer.is_idle
+
+
+def test_a_waiter_that_raises_keeps_nobody_else_from_hearing(machine: Machine) -> None:
+    def broken(_: OSError | None) -> None:
+        raise ZeroDivisionError
+
+    told: Told = []
+    touch(machine)
+    machine.committer.commit(broken)
+    machine.committer.commit(told.append)
+    machine.settle()
+    assert told == [None] and machine.committer.failure is None
+
+
+def test_a_failure_reaches_all_who_wait_and_all_who_ask_later_once(machine: Machine) -> None:
+    told: Told = []
+    seen: list[OSError] = []
+    machine.committer.on_failure = seen.append
+    touch(machine)
+    machine.device.faults[machine.device.calls] = Fault(errno.EIO)
+    for _ in range(2):
+        machine.committer.commit(told.append)
+    touch(machine)
+    machine.committer.commit(told.append)
+    machine.settle()
+    failure = machine.committer.failure
+    assert failure is not None and told == [failure] * 3 and seen == [failure]
+    machine.committer.commit(told.append)
+    machine.committer.checkpoint()
+    assert told == [failure] * 4 and machine.committer.is_idle
+
+
+@pytest.mark.parametrize("where", ["close", "durable", "home"])
+def test_a_bug_in_the_core_is_a_failure_and_no_silence(machine: Machine, monkeypatch: pytest.MonkeyPatch,
+                                                       where: str) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    if where == "durable":
+        machine.committer.on_durable = broken
+    else:
+        monkeypatch.setattr(commit, where, broken)
+    told: Told = []
+    touch(machine)
+    machine.committer.commit(told.append)
+    machine.settle()
+    assert len(told) == 1 and machine.committer.failure is not None
+    assert machine.committer.failure.errno == errno.EIO
+    events = len(machine.device.events)
+    machine.committer.commit(told.append)
+    assert told[1] is machine.committer.failure and len(machine.device.events) == events
+
+
+def test_a_bug_in_the_thread_is_a_failure_and_no_silence(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise AssertionError("a bug")
+
+    monkeypatch.setattr(JournalWriter, "encode", broken)
+    told: Told = []
+    touch(machine)
+    machine.committer.commit(told.append)
+    machine.settle()
+    assert told == [machine.committer.failure] and told[0] is not None and told[0].errno == errno.EIO
+
+
+# ---- order ---------------------------------------------------------------------------------------------------------
+
+def test_a_commit_is_records_flush_commit_block_flush(machine: Machine) -> None:
+    start = len(machine.device.events)
+    touch(machine)
+    machine.sync()
+    kinds = ["F" if isinstance(event, Flush) else "W" for event in machine.device.events[start:]]
+    assert "".join(kinds) == "WWFWF"     # the journal's superblock, the records; the commit block
+    start = len(machine.device.events)
+    touch(machine)
+    machine.sync()
+    assert [isinstance(event, Flush) for event in machine.device.events[start:]] == [False, True, False, True]
+
+
+def test_a_freed_block_is_not_written_home_any_more(machine: Machine) -> None:
+    fill(machine, 1500, 3)
+    machine.sync()
+    revoke(machine, 1501, 1)
+    machine.sync()
+    machine.committer.checkpoint()
+    machine.settle()
+    assert [home_writes(machine, block) for block in (1500, 1501, 1502)] == [1, 0, 1]
+
+
+def test_only_what_the_log_holds_is_revoked(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    revoked: list[list[int]] = []
+    encode = JournalWriter.encode
+
+    def watched(self: JournalWriter, blocks: object, revocations: list[int], at: int) -> object:
+        revoked.append(sorted(revocations))
+        return encode(self, blocks, revocations, at)    # type: ignore[arg-type]
+
+    monkeypatch.setattr(JournalWriter, "encode", watched)
+    fill(machine, 1500, 3)
+    machine.sync()
+    touch(machine)
+    revoke(machine, 1501, 5)
+    machine.sync()
+    machine.committer.checkpoint()
+    machine.settle()
+    touch(machine)
+    revoke(machine, 1500, 1)
+    machine.sync()
+    assert revoked == [[], [1501, 1502], []]
+
+
+# ---- sizes ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("kind", Checksums)
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("block_bytes", [1024, 2048, 4096])
+@pytest.mark.parametrize("maxlen", [1024, 1025, 5000, 262_144])
+def test_the_largest_batch_and_its_superblock_fit_an_empty_log(kind: Checksums, wide: bool, block_bytes: int,
+                                                               maxlen: int) -> None:
+    store = MemoryJournal(kind, wide, block_bytes, maxlen)
+    log = Log(store.writer(), store.file)
+    limit = batch_limit(log)
+    assert 200 < limit <= subject.BATCH_BLOCKS and log.writer.fits(limit + 1)
+
+
+def test_the_largest_batches_pass_through_the_smallest_journal_whatever_they_free(machine: Machine) -> None:
+    assert machine.log is not None
+    limit = batch_limit(machine.log)
+    for first in (1300, 1600, 1300, 1600):
+        fill(machine, first, limit)
+        machine.sync()
+        touch(machine)
+        revoke(machine, first, limit)
+        revoke(machine, 100_000, 20_000)     # more than a batch of the log could name
+        machine.sync()
+    assert machine.committer.failure is None
+
+
+def test_memory_holds_each_block_once_however_often_it_was_logged(machine: Machine) -> None:
+    fill(machine, 1500, 10)
+    machine.sync()
+    held = len(machine.committer._writer._homeless)
+    for _ in range(20):
+        fill(machine, 1500, 10)
+        machine.sync()
+    assert len(machine.committer._writer._homeless) == held
+
+
+def test_many_blocks_without_a_home_are_brought_home(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subject, "CHECKPOINT_BLOCKS", 20)
+    for round_ in range(6):
+        fill(machine, 1500 + round_ * 15, 15)
+        machine.sync()
+        assert len(machine.committer._writer._homeless) <= 20 + 16
+    machine.settle()
+    assert machine.fs.cache.pinned_count <= 20 + 16
+
+
+# ---- the end -------------------------------------------------------------------------------------------------------
+
+def test_the_end_waits_for_what_is_on_its_way(machine: Machine) -> None:
+    """A checkpoint is in the thread when the file system is put away."""
+    fill(machine, 1500, 3)
+    machine.sync()
+    machine.settle()
+    machine.device.before_call = None
+    machine.committer.checkpoint()
+    machine.committer.finish((1, bytes(machine.fs.cache.entry(1).data)))
+    assert home_writes(machine, 1500) == 1
+    told: Told = []
+    machine.committer.commit(told.append)
+    assert len(told) == 1 and told[0] is not None and told[0].errno == errno.ESHUTDOWN
+
+
+def test_what_was_not_committed_is_not_put_away(machine: Machine) -> None:
+    touch(machine)
+    with pytest.raises(AssertionError):
+        machine.committer.finish((1, bytes(1024)))
+
+
+def test_after_a_failure_the_file_system_is_not_marked_clean(machine: Machine) -> None:
+    touch(machine)
+    machine.device.faults[machine.device.calls] = Fault(errno.ENOSPC)
+    told: Told = []
+    machine.committer.commit(told.append)
+    machine.settle()
+    events = len(machine.device.events)
+    with pytest.raises(OSError, match="injected"):
+        machine.committer.finish((1, bytes(1024)))
+    assert len(machine.device.events) == events
+
+
+def test_a_log_that_holds_something_is_refused(machine: Machine) -> None:
+    store = MemoryJournal()
+    writer = store.writer()
+    writer.encode([(50, bytes(1024))], (), 1)
+    with pytest.raises(AssertionError):
+        Committer(machine.fs, machine.device, Log(writer, store.file), machine._post)  # type: ignore[arg-type]
