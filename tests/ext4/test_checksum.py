@@ -269,21 +269,21 @@ def inode_fields(raw: bytes) -> list[slice]:
 
 @pytest.mark.parametrize("name", WITH_METADATA_CSUM)
 def test_inodes(name: str, image_of: Callable[[str], Image]) -> None:
-    image, seen = image_of(name), 0
+    image, seen, alike = image_of(name), 0, 0
     for number in image.inodes_in_use():
         raw = image.inode(number)
         if number <= 10 and not raw[:2].strip(b"\0"):
             continue  # reserved inodes not in use are all zero, checksum and all
         assert checksum.inode_ok(raw, number, image.seed), number
-        assert not checksum.inode_ok(raw, number + 1, image.seed)
+        alike += checksum.inode_ok(raw, number + 1, image.seed)
         for field in inode_fields(raw):
             sealed = bytearray(raw)
-            sealed[field] = b"\xa5\xa5"
+            sealed[field] = bytes(byte ^ 0xFF for byte in raw[field])
             assert not checksum.inode_ok(sealed, number, image.seed)
             checksum.seal_inode(sealed, number, image.seed)
             assert bytes(sealed) == raw
         seen += 1
-    assert seen > 1300
+    assert seen > 1300 and alike <= 2  # of 65,536 sums of 16 bits one is right by chance
     check_structure(image.inode(2), lambda raw: checksum.inode_ok(raw, 2, image.seed),
                     lambda raw: checksum.seal_inode(raw, 2, image.seed), slice(0x7C, 0x7E))
 

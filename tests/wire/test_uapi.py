@@ -267,6 +267,10 @@ def test_missing_names_are_attribute_errors() -> None:
         assert not hasattr(uapi, name)
 
 
+# An editable installation finds the checkout's modules where this package has none.
+NOT_EDITABLE = "import sys; sys.meta_path = [f for f in sys.meta_path if not f.__module__.startswith('__editable__')];"
+
+
 def _run(code: str, generated: str | None, tmp_path: Path) -> str:
     """What this code prints in a fresh interpreter whose fusewire has this text for its generated module, or none."""
     package = tmp_path / "fusewire"
@@ -275,7 +279,8 @@ def _run(code: str, generated: str | None, tmp_path: Path) -> str:
         (package / f"{source}.py").write_bytes((PROJECT / "fusewire" / f"{source}.py").read_bytes())
     if generated is not None:
         (package / "_uapi.py").write_text(generated)
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", NOT_EDITABLE + code], cwd=tmp_path, capture_output=True, text=True,
+                          check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
