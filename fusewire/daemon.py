@@ -239,6 +239,14 @@ async def _serve_mounted(settings: Settings, source: Source, server: Server, mou
     """Serve; as soon as the mount is there and answers, say so."""
     loop = asyncio.get_running_loop()
     serving: asyncio.Future[Any] = asyncio.ensure_future(server.serve())
+    ending: list[asyncio.Task[None]] = []
+
+    def end() -> None:
+        if not ending:
+            ending.append(asyncio.ensure_future(_end(settings, server, serving, attached)))
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end)
     await asyncio.wait([serving, _awaitable(attached)], return_when=asyncio.FIRST_COMPLETED)
     if attached.done():
         _check_attached(attached)
@@ -247,14 +255,6 @@ async def _serve_mounted(settings: Settings, source: Source, server: Server, mou
     await asyncio.wait([serving, started], return_when=asyncio.FIRST_COMPLETED)
     if source.loop is not None:
         source.loop.close()     # the mount keeps it now
-    ending: list[asyncio.Task[None]] = []
-
-    def end() -> None:
-        if not ending:
-            ending.append(asyncio.ensure_future(_end(settings, server, serving)))
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end)
     ready()
     gc.freeze()     # what start-up made stays; without a collection before, which would stop us for 13 ms
     gc.set_threshold(*GC_THRESHOLDS)
@@ -288,11 +288,12 @@ def _after_mount(settings: Settings, source: Source, mounting: Mounting) -> runt
     return runtime.register(settings.source, settings.target, device=device, loop=loop, version=__version__)
 
 
-async def _end(settings: Settings, server: Server, serving: "asyncio.Future[None]") -> None:
+async def _end(settings: Settings, server: Server, serving: "asyncio.Future[None]", attached: Future[None]) -> None:
     """SIGTERM: unmount as soon as nobody uses the mount.  Users that do not leave in time are cut off.
 
     Either way everything that was written until then is fetched from the kernel, and on the device when we end.
     """
+    await asyncio.wait([serving, _awaitable(attached)], return_when=asyncio.FIRST_COMPLETED, timeout=BUSY_SECONDS)
     left = _awaitable(mount.in_thread(lambda: _leave(settings.target)))
     await asyncio.wait([serving, left], return_when=asyncio.FIRST_COMPLETED, timeout=BUSY_SECONDS + WRITE_BACK_SECONDS)
     if not serving.done():

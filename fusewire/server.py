@@ -555,7 +555,9 @@ class Server:
                 self._once("opcode_not_served", op, **where)
         elif isinstance(error, Corrupt):
             self._bounded("corrupt", **{**where, **error.where, "check": error.check, "rule": error.check.value})
-            if self._on_error is not None:
+            if self._on_error is not None and threading.get_ident() == self._home:
+                self._on_error.found(error)     # before the reply: whoever hears of it meets what follows
+            elif self._on_error is not None:
                 self._post(self._on_error.found, error)
         elif isinstance(error, Unsupported):
             self._once("unsupported", str(error), reason=str(error), **where)

@@ -5,7 +5,10 @@ The log holds no more than one batch, and that is written before the journal's s
     idle ─▶ batch into the log, flush ─▶ superblock: the log begins here, flush ─▶ blocks home, flush ─▶ idle, flush
 
 An *idle* superblock says that there is nothing to replay, or, while fast commits are being applied, that a log which
-holds nothing ends before the transaction that they name: so they stay valid until a superblock says otherwise.
+holds nothing ends before the transaction that they name: so they stay valid.  The last batch is that transaction, which
+makes them void in the moment in which it becomes durable:
+
+    idle ─▶ records into the log, flush ─▶ commit block, flush (durable, fast commits void) ─▶ blocks home, flush
 """
 
 import time
@@ -34,12 +37,18 @@ class Journaled:
         self.file, self.head, self.consecutive = file, head, consecutive
         self.sequence = (journal.sequence - (0 if consecutive else 1)) % SEQUENCES
         self.journal = journal      # idle
+        self.is_last = False
         self._form = journal.changed(start=head)
 
     @property
     def writer(self) -> JournalWriter:
         """The writer for the next batch, to which the whole log belongs."""
         return JournalWriter(self._form, self.head, self.sequence)
+
+    def last_one(self) -> None:
+        """The next batch is the transaction that fast commits name; the idle superblock must point at its place."""
+        assert not self.consecutive and self.journal.start == self.head
+        self.is_last, self.sequence = True, self.journal.sequence
 
     def begun(self) -> bytes:
         """The superblock for a log with this batch in it."""
@@ -67,7 +76,7 @@ class Settler:
             self._write_log(self._log, closed.blocks)
         write_home(self._device, self._fs, closed.blocks)
         self._device.flush()
-        if self._log is not None:
+        if self._log is not None and not self._log.is_last:
             self._write_superblock(self._log, self._log.came_home())
         commit.durable(self._fs, closed)
         commit.home(self._fs, closed)
@@ -75,10 +84,16 @@ class Settler:
     def _write_log(self, log: Journaled, blocks: Mapping[int, bytes]) -> None:
         """No revocations: older copies of blocks are not in the log any more."""
         encoded = log.writer.encode(sorted(blocks.items()), (), time.time_ns())
-        for position, data in (*encoded.records, encoded.commit):
-            self._device.write(self._fs.geometry.byte_of(log.file.place(position)), [data])
+        position, data = encoded.commit
+        records = [*encoded.records, (position, bytes(len(data)) if log.is_last else data)]
+        for place, record in records:
+            self._device.write(self._fs.geometry.byte_of(log.file.place(place)), [record])
         self._device.flush()
-        self._write_superblock(log, log.begun())
+        if log.is_last:
+            self._device.write(self._fs.geometry.byte_of(log.file.place(position)), [data])
+            self._device.flush()
+        else:
+            self._write_superblock(log, log.begun())
 
     def _write_superblock(self, log: Journaled, raw: bytes) -> None:
         self._device.write(self._fs.geometry.byte_of(log.file.place(0)), [raw])

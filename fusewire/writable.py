@@ -194,10 +194,12 @@ def _head(journal: JournalSuperblock) -> int:
 
 
 def _fast_commits_home(driver: Driver, found: Recovery) -> None:
-    """Apply the fast commits on the device, a batch at a time.
+    """Apply the fast commits on the device: in one batch, if it takes them all.
 
-    They count as long as the log ends before the transaction that they name.  So each batch is the transaction before
-    that one, alone in the log: a crash leaves some whole batches and the records, which are applied again to that.
+    They count as long as the log ends before the transaction that they name.  The last batch is that transaction, so
+    everything is there and they are void at once.  Batches before it, alone in the log, are the transaction before that
+    one: a crash leaves some whole batches and the records, which we apply again to that.  (The kernel's replay does not
+    bear that, names may be there twice then; so a batch may be as large as the log allows.)
     """
     replay, file, fs = found.replay, found.file, driver.fs
     head = replay.head if replay.journal.first <= replay.head < replay.journal.last else replay.journal.first
@@ -206,15 +208,21 @@ def _fast_commits_home(driver: Driver, found: Recovery) -> None:
     driver.device.flush()
     log = Journaled(idle, file, head, consecutive=False)
     settler = Settler(driver.device, fs, log)
-    work = _start_fast_replay(driver, replay, batch_limit(Log(log.writer, file)))
+    work = _start_fast_replay(driver, replay, replay_limit(log.writer))
 
     def settle() -> None:
         settler.commit()
         work.claim_again()
 
     _carry_out(driver, work, settle)
+    log.last_one()
     settler.commit()
     work.release()
+
+
+def replay_limit(writer: JournalWriter) -> int:
+    """The most blocks of a batch of changes that fast commits make; closing it adds the superblock."""
+    return writer.max_blocks - 1
 
 
 def apply_in_memory(driver: Driver, found: Recovery) -> None:

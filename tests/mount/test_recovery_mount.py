@@ -6,14 +6,12 @@ rmdir its link counts are wrong, and an open file without a name makes it refuse
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import os
 import random
 import shutil
 import struct
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,20 @@ from fusewire.ext4 import checksum, errorlog, iomap, layout
 from fusewire.ext4.journal import JournalWriter
 from fusewire.options import parse_options
 from fusewire.source import Source, open_file_system
-from tests.journals import EXT4_IOC_SHUTDOWN, NO_LOG_FLUSH, RECOVER, opened
+from tests.dirty import (
+    Image,
+    assert_clean,
+    assert_same,
+    fast_commits,
+    recovered,
+    recovered_by_kernel,
+    settled,
+    sha,
+    sync,
+    tree_of,
+    write,
+)
+from tests.journals import RECOVER, opened
 from tests.mounting import (
     MountRefused,
     fusewire_command,
@@ -36,125 +47,8 @@ from tests.mounting import (
     wait_mounted,
     wait_unused,
 )
-from tests.walk import differences, entries
 
-Tree = dict[str, dict[str, str]]
-UNCOMPARED = ("atime", "attributes")    # walks move the former, FUSE cannot tell the latter
-UNSETTLED = ("blocks", "map")           # not final before data are written back
 FAST = "-O fast_commit,orphan_file"
-
-
-def tree_of(root: Path, *uncompared: str) -> Tree:
-    """The tree without what need not be the same; the times of directories only where they were journaled."""
-    shown = {}
-    for name, fields in entries(root):
-        times = {"mtime", "ctime"} if fields.get("mode", "").startswith("4") else set()
-        left_out = {*UNCOMPARED, *uncompared, *times}
-        shown[name] = {key: value for key, value in fields.items() if key not in left_out}
-    return shown
-
-
-def write(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync(root: Path) -> None:
-    """Commit what is running: by an fsync, which is a fast commit where that is possible."""
-    write(root / "marker", b"m")
-
-
-class Image:
-    """An image that the kernel mounts, changes and leaves dirty."""
-
-    def __init__(self, path: Path, mkfs: str, options: str = "rw,commit=300", mib: int = 48) -> None:
-        self.path, self.options, self.open_files = path, options, list[int]()
-        path.touch()
-        os.truncate(path, mib << 20)
-        run("mke2fs", "-q", "-F", "-t", "ext4", *mkfs.split(), path)
-
-    def leave(self, *steps: Callable[[Path], object], last: Callable[[Path], object] = lambda _root: None) -> Tree:
-        """Run the steps, note the tree, run ``last``, which need not survive, and shut down; the tree."""
-        with mount_point() as target:
-            run("mount", "-t", "ext4", "-o", f"loop,{self.options}", self.path, target)
-            try:
-                for step in steps:
-                    step(target)
-                tree = tree_of(target, *UNSETTLED)
-                last(target)
-                root = os.open(target, os.O_RDONLY)
-                fcntl.ioctl(root, EXT4_IOC_SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
-                os.close(root)
-            finally:
-                for number in self.open_files:
-                    os.close(number)
-                self.open_files.clear()
-                run("umount", target)
-        return tree
-
-    def copy(self, name: str) -> Path:
-        return Path(shutil.copyfile(self.path, self.path.with_name(f"{self.path.name}.{name}")))
-
-
-def assert_clean(path: Path) -> None:
-    done = run("e2fsck", "-fn", path, check=False)
-    assert done.returncode == 0, done.stdout
-    features = run("dumpe2fs", "-h", path).stdout
-    assert "needs_recovery" not in features and "orphan_present" not in features
-    assert "Filesystem state:         clean" in features
-
-
-def sha(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def recovered(image: Image, *options: str) -> tuple[Path, Tree]:
-    """A copy that a writable mount of ours recovered, and its tree.
-
-    A read-only mount shows the same tree and writes nothing.
-    """
-    ours, shown = image.copy("ours"), image.copy("shown")
-    before = sha(shown)
-    with fusewire_mount(shown, "ro,noatime") as mounted:
-        in_memory = tree_of(mounted.root)
-    assert sha(shown) == before
-    shown.unlink()
-    with fusewire_mount(ours, ",".join(("rw,noatime", *options))):
-        pass
-    assert_clean(ours)
-    with kernel_mount(ours, "ro,noload,noatime") as mounted:
-        tree = tree_of(mounted.root)
-    assert_same(in_memory, tree)
-    return ours, tree
-
-
-def recovered_by_kernel(image: Image) -> Tree:
-    path = image.copy("kernel")
-    with kernel_mount(path, "rw,noatime"):
-        pass
-    done = run("e2fsck", "-fn", path, check=False)
-    assert done.returncode == 0, done.stdout
-    with kernel_mount(path, "ro,noatime") as mounted:
-        return tree_of(mounted.root)
-
-
-def assert_same(left: Tree, right: Tree) -> None:
-    found = differences(list(left.items()), list(right.items()), {})
-    assert not found, "\n".join(found[:30])
-
-
-def settled(tree: Tree) -> Tree:
-    """What of a tree a mount can tell before it has written everything back."""
-    return {name: {key: value for key, value in fields.items() if key not in UNSETTLED}
-            for name, fields in tree.items()}
-
-
-def fast_commits(path: Path) -> int:
-    with opened(path) as disk:
-        found = disk.recover().fast_commits
-        return 0 if found is None else found.commits
 
 
 # ---- fast commits ------------------------------------------------------------------------------------------
@@ -351,35 +245,45 @@ def open_for_writing(device: Any) -> list[str]:
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the changes of a recovery take many batches."""
     monkeypatch.setattr("fusewire.writable.batch_limit", lambda log: 10)
+    monkeypatch.setattr("fusewire.writable.replay_limit", lambda writer: 10)
+
+
+def cuts(start: bytes, chance: random.Random, most: int, least_writes: int) -> Iterator[bytes]:
+    """What power cuts during a recovery leave, at several of its writes."""
+    whole = Device(start, 1 << 30, chance)
+    open_for_writing(whole)
+    writes = (1 << 30) - whole.left
+    assert writes >= least_writes
+    for cut in sorted(chance.sample(range(writes), min(most, writes))):
+        print(f"cut before write {cut} of {writes}")
+        device = Device(start, cut, chance)
+        with pytest.raises(Failure):
+            open_for_writing(device)
+        yield device.after_power_cut()
 
 
 @pytest.mark.parametrize("work", [files, directories], ids=["files", "directories"])
 def test_a_recovery_cut_off_anywhere_is_finished_by_the_next(work: Callable[[Path], None], mounts: None,
                                                              small_batches: None, tmp_path: Path) -> None:
-    """Fast commits in several batches, orphans too: whatever part is durable, the next recovery gives the same tree;
-    the kernel's takes over as well."""
+    """Fast commits in several batches, orphans too: whatever part is durable, the next recovery gives the same tree."""
     image = Image(tmp_path / "image", f"-b 1024 {FAST} -J size=2,fast_commit_size=256", mib=8)
     expected = image.leave(first, work)
-    start, chance = image.path.read_bytes(), random.Random(1)
-    whole = Device(start, 1 << 30, chance)
-    open_for_writing(whole)
-    writes = (1 << 30) - whole.left
-    assert writes > 50
-    for cut in sorted(chance.sample(range(writes), 30)):
-        device = Device(start, cut, chance)
-        with pytest.raises(Failure):
-            open_for_writing(device)
-        left = device.after_power_cut()
-        print(f"cut before write {cut} of {writes}")
-        if work is files:
-            image.path.write_bytes(left)
-            assert_same(settled(recovered_by_kernel(image)), expected)
+    for left in cuts(image.path.read_bytes(), random.Random(1), 25, 50):
         image.path.write_bytes(left)
         with fusewire_mount(image.path, "rw,noatime"):
             pass
         assert_clean(image.path)
         with kernel_mount(image.path, "ro,noload,noatime") as mounted:
             assert_same(settled(tree_of(mounted.root)), expected)
+
+
+def test_a_recovery_cut_off_anywhere_is_finished_by_the_kernel(mounts: None, tmp_path: Path) -> None:
+    """Fast commits that fit into one batch are all applied or all still valid: the kernel cannot apply them twice."""
+    image = Image(tmp_path / "image", f"-b 1024 {FAST} -J size=2,fast_commit_size=256", mib=8)
+    expected = image.leave(first, files)
+    for left in cuts(image.path.read_bytes(), random.Random(2), 30, 8):
+        image.path.write_bytes(left)
+        assert_same(settled(recovered_by_kernel(image)), expected)
 
 
 # ---- other logs --------------------------------------------------------------------------------------------
@@ -583,14 +487,11 @@ def test_orphans_of_a_clean_file_system_are_finished_under_the_journal(mounts: N
     script.write_text(f"sif <{number}> size 10\nssv last_orphan {number}\n")
     run("debugfs", "-w", "-f", script, image.path)
     start, chance = image.path.read_bytes(), random.Random(2)
-    whole = Device(start, 1 << 30, chance)
-    assert "finished 1 deleted or shortened files that the last mount had left" in open_for_writing(whole)
-    for cut in range((1 << 30) - whole.left):
-        device = Device(start, cut, chance)
-        with pytest.raises(Failure):
-            open_for_writing(device)
-        image.path.write_bytes(device.after_power_cut())
-        incompat = struct.unpack_from("<I", image.path.read_bytes(), 1024 + 0x60)[0]
-        assert incompat & RECOVER or device.after_power_cut() == start
+    notes = open_for_writing(Device(start, 1 << 30, chance))
+    assert "finished 1 deleted or shortened files that the last mount had left" in notes
+    for left in cuts(start, chance, 60, 10):
+        image.path.write_bytes(left)
+        incompat = struct.unpack_from("<I", left, 1024 + 0x60)[0]
+        assert incompat & RECOVER or left == start
         run("e2fsck", "-fy", image.path, check=False)
         assert_clean(image.path)
