@@ -5,6 +5,7 @@ name could be a file's name.
 """
 
 import struct
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import Check, Corrupt
@@ -35,18 +36,19 @@ class Entry(NamedTuple):
 class DirBlock:
     """The entries of one block in order, and by name.
 
-    ``alias`` (by folded name) and ``shown`` (with presented names) are made when they are asked for.  ``file_block`` is
-    where in its directory the block was found (None: not looked up yet), ``hashes`` the pairs that casefolded and
-    encrypted entries carry.
+    ``alias`` (by folded name), ``shown`` (with presented names) and ``ordered`` (with their hashes; see ``dirorder``)
+    are made when they are asked for.  ``file_block`` is where in its directory the block was found (None: not looked up
+    yet), ``hashes`` the pairs that casefolded and encrypted entries carry.
     """
 
-    __slots__ = ("alias", "entries", "file_block", "hashes", "names", "shown")
+    __slots__ = ("alias", "entries", "file_block", "hashes", "names", "ordered", "shown")
 
     def __init__(self, entries: list[Entry], hashes: dict[bytes, tuple[int, int]] | None = None) -> None:
         self.entries = entries
         self.names = {entry.name: entry for entry in entries}
         self.alias: dict[bytes, Entry] | None = None
         self.shown: list[Entry] | None = None
+        self.ordered: list[tuple[int, int, Entry]] | None = None
         self.hashes = hashes or {}
         self.file_block: int | None = None
 
@@ -85,6 +87,16 @@ def decode(fs: "Ext4", data: bytes, *, encrypted: bool, hashed: bool = False, ba
             entries.append(Entry(base + end, inode, D_TYPES[kind] if typed else 0, name))
         at = end
     return DirBlock(entries, pairs)
+
+
+def starts(data: bytes) -> Iterator[int]:
+    """Where the records in use begin, in a block that was decoded before."""
+    at = 0
+    while at < len(data):
+        inode, length, _, _ = _HEAD.unpack_from(data, at)
+        if inode:
+            yield at
+        at += _long_record(length) if len(data) == HUGE_BLOCK else length
 
 
 def is_one_record(data: bytes) -> bool:

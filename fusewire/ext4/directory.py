@@ -98,13 +98,19 @@ def _read_blocks(fs: "Ext4", directory: Inode, cookie: int) -> Iterator[Name]:
         except BlockMiss:
             fs.remember(gap, file_block)
             raise
-        start, before = byte_of(file_block), 0
-        for end, inode, d_type, name in _shown(fs, directory, block):
-            if before >= within:
-                cookie = start + end
-                yield Name(cookie, inode, d_type, name)
-            before = end
+        start, shown = byte_of(file_block), _shown(fs, directory, block)
+        if within:
+            shown = shown[_begun_before(fs, directory, file_block, within):]
+        for end, inode, d_type, name in shown:
+            cookie = start + end
+            yield Name(cookie, inode, d_type, name)
         file_block, within = file_block + 1, 0
+
+
+def _begun_before(fs: "Ext4", directory: Inode, file_block: int, within: int) -> int:
+    """How many names of a block have records that begin before an offset: records may have grown over it since."""
+    data = fs.cache.read(_device_block(fs, directory, file_block))
+    return sum(start < within for start in dirblock.starts(data))
 
 
 def _find_linear(fs: "Ext4", directory: Inode, sought: Sought) -> Entry | None:

@@ -9,7 +9,7 @@ from fusewire.ext4 import inodestore, iomapwrite, setattr, truncate
 from fusewire.ext4.inode import Inode
 from fusewire.ext4.transaction import Transaction
 from fusewire.filewrite import WritePlan
-from fusewire.handlers import nodes
+from fusewire.handlers import callers, nodes
 from fusewire.session import Session
 from fusewire.wire import Request
 
@@ -32,7 +32,7 @@ def setattr_(session: Session, request: Request) -> bytes | WritePlan:
     valid = wanted["valid"]
     if valid & _SIZE:
         return _truncate(session, request, wanted)
-    with Transaction(session.fs) as tx:
+    with callers.transaction(session, request) as tx:
         _apply(tx, tx.inode(session.number_of(request.nodeid)), wanted)
     return _attributes(session, request)
 
@@ -123,7 +123,7 @@ def setxattr(session: Session, request: Request) -> bytes:
     assert request.payload is not None
     value = bytes(request.payload[:size])
     name = request.names[0]
-    with Transaction(session.fs) as tx:
+    with callers.transaction(session, request) as tx:
         found = tx.inode(session.number_of(request.nodeid))
         if extra & uapi.FUSE_SETXATTR_ACL_KILL_SGID:
             setattr.set_acl(tx, found, name, value, drop_sgid=True)

@@ -17,7 +17,8 @@ from fusewire.ext4.errors import Refused
 from fusewire.ext4.transaction import Transaction
 from fusewire.fileio import Plan, Segment
 from fusewire.filewrite import ReadPlan, WritePlan
-from fusewire.handlers.writing import ROOT_USER, punch, writable
+from fusewire.handlers import callers
+from fusewire.handlers.writing import punch, writable
 from fusewire.session import Session
 from fusewire.wire import Request
 
@@ -55,7 +56,7 @@ class Copy(NamedTuple):
 
     def transaction(self) -> Transaction:
         """A transaction of the caller's."""
-        return Transaction(self.session.fs, privileged=self.request.uid == ROOT_USER)
+        return callers.transaction(self.session, self.request)
 
 
 def copy_file_range(session: Session, request: Request) -> Reply:
@@ -66,7 +67,7 @@ def copy_file_range(session: Session, request: Request) -> Reply:
         found = tx.inode(source)
         if flags or not found.is_regular:
             raise Refused(errno.EINVAL)
-        most = tx.max_file_bytes(writable(tx, target)) - to
+        most = tx.max_file_bytes(callers.dropped(tx, request, writable(tx, target))) - to
     length = min(length, found.size - start)
     if length > 0 >= most:
         raise Refused(errno.EFBIG)

@@ -12,16 +12,11 @@ from fusewire.ext4.errors import Refused
 from fusewire.ext4.inode import Inode
 from fusewire.ext4.newinode import Caller
 from fusewire.ext4.transaction import Transaction
-from fusewire.handlers import nodes
+from fusewire.handlers import callers, nodes
 from fusewire.session import Session
 from fusewire.wire import Request
 
-ROOT_USER = 0
 _ENTRY_REPLY_BYTES: int = uapi.entry_out.size
-
-
-def _open(session: Session, request: Request) -> Transaction:
-    return Transaction(session.fs, privileged=request.uid == ROOT_USER)
 
 
 def _parent(session: Session, request: Request, tx: Transaction) -> Inode:
@@ -46,7 +41,7 @@ def create(session: Session, request: Request) -> bytes:
     if not session.asks_open and session.negotiated is not None and session.negotiated.no_open:
         raise Refused(errno.ENOSYS)
     _, mode, umask, _ = request.body
-    with _open(session, request) as tx:
+    with callers.transaction(session, request) as tx:
         made = namestore.create(tx, _parent(session, request, tx), request.names[0], mode,
                                 _caller(session, request, umask))
     entry = nodes.entry(session.fs, session.fs.inode(made.number))
@@ -57,7 +52,7 @@ def create(session: Session, request: Request) -> bytes:
 def tmpfile(session: Session, request: Request) -> bytes:
     """TMPFILE: a file without a name."""
     _, mode, umask, _ = request.body
-    with _open(session, request) as tx:
+    with callers.transaction(session, request) as tx:
         made = namestore.tmpfile(tx, _parent(session, request, tx), mode, _caller(session, request, umask))
     entry = nodes.entry(session.fs, session.fs.inode(made.number))
     session.lookups.add(made.number)
@@ -67,7 +62,7 @@ def tmpfile(session: Session, request: Request) -> bytes:
 def mknod(session: Session, request: Request) -> bytes:
     """MKNOD: a file of any type but directory and symbolic link."""
     mode, rdev, umask = request.body[:3]
-    with _open(session, request) as tx:
+    with callers.transaction(session, request) as tx:
         made = namestore.create(tx, _parent(session, request, tx), request.names[0], mode,
                                 _caller(session, request, umask), _device(rdev))
     return _entry(session, request, made.number)
@@ -81,7 +76,7 @@ def _device(rdev: int) -> tuple[int, int]:
 def mkdir(session: Session, request: Request) -> bytes:
     """MKDIR."""
     mode, umask = request.body
-    with _open(session, request) as tx:
+    with callers.transaction(session, request) as tx:
         made = namestore.mkdir(tx, _parent(session, request, tx), request.names[0], mode,
                                _caller(session, request, umask))
     return _entry(session, request, made.number)
@@ -90,7 +85,7 @@ def mkdir(session: Session, request: Request) -> bytes:
 def symlink(session: Session, request: Request) -> bytes:
     """SYMLINK: the name, then the target."""
     name, target = request.names
-    with _open(session, request) as tx:
+    with callers.transaction(session, request) as tx:
         made = namestore.symlink(tx, _parent(session, request, tx), name, target, _caller(session, request, 0))
     return _entry(session, request, made.number)
 
@@ -98,21 +93,21 @@ def symlink(session: Session, request: Request) -> bytes:
 def link(session: Session, request: Request) -> bytes:
     """LINK."""
     number = session.number_of(request.body[0])
-    with _open(session, request) as tx:
+    with callers.transaction(session, request) as tx:
         namestore.link(tx, tx.inode(number), _parent(session, request, tx), request.names[0])
     return _entry(session, request, number)
 
 
 def unlink(session: Session, request: Request) -> bytes:
     """UNLINK: the inode lives on until the kernel forgets it."""
-    with _open(session, request) as tx:
+    with callers.transaction(session, request) as tx:
         gone = namestore.unlink(tx, _parent(session, request, tx), request.names[0])
     return _removed(session, request, gone)
 
 
 def rmdir(session: Session, request: Request) -> bytes:
     """RMDIR."""
-    with _open(session, request) as tx:
+    with callers.transaction(session, request) as tx:
         gone = namestore.rmdir(tx, _parent(session, request, tx), request.names[0])
     return _removed(session, request, gone)
 
@@ -135,7 +130,7 @@ def rename2(session: Session, request: Request) -> bytes:
 
 def _rename(session: Session, request: Request, flags: int) -> bytes:
     old_name, new_name = request.names
-    with _open(session, request) as tx:
+    with callers.transaction(session, request) as tx:
         target = tx.inode(session.number_of(request.body[0]))
         done = renaming.rename(tx, _parent(session, request, tx), old_name, target, new_name, flags,
                                _caller(session, request, 0))

@@ -4,7 +4,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from fusewire import fileio, uapi, wire
-from fusewire.ext4 import directory
+from fusewire.ext4 import dirorder
 from fusewire.ext4 import inode as inodes
 from fusewire.ext4.errors import Corrupt, Refused
 from fusewire.handlers import nodes
@@ -92,7 +92,7 @@ def _names(session: Session, of: "Inode", request: Request, head_bytes: int) -> 
     left = min(size, fileio.READ_MOST_BYTES)
     found: list[Name] = []
     try:
-        for name in directory.read(session.fs, of, cookie):
+        for name in dirorder.read(session.fs, of, cookie):
             left -= head_bytes + (len(name.name) + 7 & ~7)
             if left < 0:
                 break

@@ -13,12 +13,12 @@ from fusewire.ext4.errors import Refused
 from fusewire.ext4.inode import Inode
 from fusewire.ext4.transaction import Transaction
 from fusewire.filewrite import WritePlan
+from fusewire.handlers import callers
 from fusewire.session import Session
 from fusewire.wire import Request
 
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x1, 0x2, 0x10     # fallocate(2)
 WRITE_KILL_SUIDGID = 1 << 2
-ROOT_USER = 0
 
 
 def write(session: Session, request: Request) -> WritePlan:
@@ -28,9 +28,9 @@ def write(session: Session, request: Request) -> WritePlan:
     assert data is not None
     data = data[:size]
     number = session.number_of(request.nodeid)
-    privileged = request.uid == ROOT_USER or not request.pid
-    with Transaction(session.fs, privileged=privileged) as tx:
+    with Transaction(session.fs) as tx:
         found = writable(tx, number)
+        tx.privileged = callers.writer_may_use_reserve(session, request, found, flags)
         if flags & WRITE_KILL_SUIDGID:
             found = setattr.drop_privileges(tx, found)
         end = min(offset + len(data), tx.max_file_bytes(found))
@@ -65,7 +65,7 @@ def fallocate(session: Session, request: Request) -> bytes | WritePlan:
     if not length or offset + length >= 1 << 63:
         raise Refused(errno.EINVAL)
     with Transaction(session.fs) as tx:
-        found = writable(tx, number)
+        found = callers.dropped(tx, request, writable(tx, number))
         if not mode & PUNCH_HOLE:   # before a byte is written: nothing remains of what is refused
             truncate.check_reservable(tx, found, offset, length)
     if mode & (PUNCH_HOLE | ZERO_RANGE):
@@ -112,5 +112,5 @@ def _make_unwritten(session: Session, number: int, offset: int, length: int) -> 
 def _reserve(session: Session, request: Request, number: int, offset: int, length: int) -> None:
     reached, end = offset, offset + length
     while reached < end:
-        with Transaction(session.fs, privileged=request.uid == ROOT_USER) as tx:
+        with callers.transaction(session, request) as tx:
             _, reached = truncate.reserve(tx, tx.inode(number), reached, end - reached)
