@@ -155,7 +155,9 @@ def _check_target(target: str) -> None:
     try:
         is_directory = stat.S_ISDIR(os.stat(target).st_mode)
     except OSError as error:
-        raise MountError(f"{target}: {os.strerror(error.errno or 0).lower()}") from error
+        dead = error.errno == errno.ENOTCONN
+        hint = f"; a mount whose daemon has died is there: fusewire umount {target}" if dead else ""
+        raise MountError(f"{target}: {os.strerror(error.errno or 0).lower()}{hint}") from error
     if not is_directory:
         raise MountError(f"{target}: not a directory")
 

@@ -124,7 +124,20 @@ def open_file_system(source: Source, options: MountOptions) -> Opened:
         reason = loopdev.reason(error) if isinstance(error, OSError) else str(error)
         named = isinstance(error, Corrupt | OSError) or progress.structure == "superblock"
         where = f"{progress.structure}: " if named else ""
-        raise Failure(f"{source.name}: {where}{reason}") from error
+        hint = _hint_of_partitions(source, options) if isinstance(error, Corrupt) else ""
+        raise Failure(f"{source.name}: {where}{reason}{hint}") from error
+
+
+def _hint_of_partitions(source: Source, options: MountOptions) -> str:
+    """What to say where a whole disk was given for a file system."""
+    if options.partition or source.device.start_bytes:
+        return ""
+    try:
+        found = partition.list_partitions(source.device.read, source.device.size_bytes)
+    except (partition.PartitionError, OSError):
+        return ""
+    numbers = ", ".join(str(each.number) for each in found)
+    return f"; it is a disk with partitions {numbers}: choose one with -o part=N" if numbers else ""
 
 
 class _Progress:

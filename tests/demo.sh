@@ -17,6 +17,10 @@ if [ "$image" = demo.img ] && [ ! -e demo.img ]; then
     echo "fusewire: made demo.img, a small ext4 image"
 fi
 
+if mountpoint -q "$mnt"; then
+    echo "fusewire: $mnt is mounted already; unmount it first: $fusewire umount $mnt" >&2
+    exit 1
+fi
 mkdir -p "$mnt"
 "$fusewire" mount "$image" "$mnt"
 echo

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from fusewire import __version__
-from fusewire.arguments import Parser
+from fusewire.arguments import EXIT_USAGE, Parser, say
 
 COMMANDS = ("mount", "umount", "info", "journal", "doctor")
 _GLOBAL = ("-h", "--help", "--version")
@@ -17,6 +17,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     ``fusewire SOURCE TARGET`` (and ``fusewire -o OPTIONS SOURCE TARGET``) is short for ``fusewire mount …``.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if len(words) == 1 and words[0][0] != "-" and words[0] not in COMMANDS:
+        say(f"{words[0]}: no such command; there are {', '.join(COMMANDS)} (see fusewire --help)")
+        return EXIT_USAGE
     if words and words[0] not in (*COMMANDS, *_GLOBAL):
         words.insert(0, "mount")
     parser = Parser(prog="fusewire", description="ext4 served from user space over the raw FUSE protocol.",
