@@ -31,6 +31,13 @@ def get(fs: "Ext4", name: str) -> int:
     return value
 
 
+def get_bytes(fs: "Ext4", name: str) -> bytes:
+    """A field of bytes of the superblock as it is now."""
+    block, offset = place(fs)
+    at = offset + layout.SUPERBLOCK.offsets[name]
+    return bytes(fs.cache.entry(block).data[at:at + int(layout.SUPERBLOCK.types[name][1:])])
+
+
 def change(tx: "Transaction", **fields: int | bytes) -> None:
     """Store fields of the superblock; its checksum is sealed when the batch closes."""
     block, offset = place(tx)

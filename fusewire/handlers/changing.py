@@ -3,10 +3,13 @@
 The kernel has the writeback cache: size and times of regular files are its own, and what it sends is stored as it is.
 """
 
+import errno
+
 from fusewire import filewrite, uapi, wire
 from fusewire.ext4 import inode as inodes
-from fusewire.ext4 import inodestore, iomapwrite, setattr, truncate
-from fusewire.ext4.inode import Inode
+from fusewire.ext4 import inodestore, setattr, truncate
+from fusewire.ext4.errors import Refused
+from fusewire.ext4.inode import FLAG_APPEND, FLAG_IMMUTABLE, Inode
 from fusewire.ext4.transaction import Transaction
 from fusewire.filewrite import WritePlan
 from fusewire.handlers import callers, nodes
@@ -24,6 +27,7 @@ _ATIME_NOW: int = uapi.FATTR_ATIME_NOW
 _MTIME_NOW: int = uapi.FATTR_MTIME_NOW
 _KILL: int = uapi.FATTR_KILL_SUIDGID
 _FIELDS = uapi.setattr_in.fields
+_TIMES_WRITTEN_BACK = _MTIME | _CTIME   # what the kernel sends when it writes back the times that it keeps
 
 
 def setattr_(session: Session, request: Request) -> bytes | WritePlan:
@@ -33,7 +37,9 @@ def setattr_(session: Session, request: Request) -> bytes | WritePlan:
     if valid & _SIZE:
         return _truncate(session, request, wanted)
     with callers.transaction(session, request) as tx:
-        _apply(tx, tx.inode(session.number_of(request.nodeid)), wanted)
+        found = tx.inode(session.number_of(request.nodeid))
+        _check_changeable(found, valid)
+        _apply(tx, found, wanted)
     return _attributes(session, request)
 
 
@@ -43,6 +49,7 @@ def _truncate(session: Session, request: Request, wanted: dict[str, int]) -> byt
     The steps are apart even with nothing to write: the first, run again after the size has grown, would cut.
     """
     found = session.inode(request.nodeid)
+    _check_changeable(found, wanted["valid"])
     if found.is_regular and wanted["size"] > found.size:
         zeroes = filewrite.plan_clear(session.fs, found, found.size)
         return WritePlan(zeroes, lambda: _grow(session, request, wanted))
@@ -74,7 +81,6 @@ def _cut(session: Session, request: Request, wanted: dict[str, int]) -> bytes | 
 def _store_size(session: Session, request: Request, wanted: dict[str, int]) -> None:
     with Transaction(session.fs) as tx:
         found = tx.inode(session.number_of(request.nodeid))
-        iomapwrite.check_writable(found)
         _apply(tx, truncate.set_size(tx, found, wanted["size"]), wanted)
 
 
@@ -82,6 +88,18 @@ def _cleared(session: Session, request: Request) -> bytes:
     with Transaction(session.fs) as tx:
         tx.wrote_data = True
     return _attributes(session, request)
+
+
+def _check_changeable(found: Inode, valid: int) -> None:
+    """Raise ``Refused(EPERM)``: an immutable or append-only file keeps its attributes, but the latter may be touched.
+
+    Times that were stamped before the flag was set are still to be stored.
+    """
+    touched = valid & (_ATIME_NOW | _MTIME_NOW) and not valid & (_MODE | _UID | _GID | _SIZE)
+    if valid == _TIMES_WRITTEN_BACK or (touched and not found.flags & FLAG_IMMUTABLE):
+        return
+    if found.flags & (FLAG_IMMUTABLE | FLAG_APPEND):
+        raise Refused(errno.EPERM)
 
 
 def _apply(tx: Transaction, found: Inode, wanted: dict[str, int]) -> Inode:
@@ -124,7 +142,7 @@ def setxattr(session: Session, request: Request) -> bytes:
     value = bytes(request.payload[:size])
     name = request.names[0]
     with callers.transaction(session, request) as tx:
-        found = tx.inode(session.number_of(request.nodeid))
+        found = _with_changing_attributes(session, request, tx)
         if extra & uapi.FUSE_SETXATTR_ACL_KILL_SGID:
             setattr.set_acl(tx, found, name, value, drop_sgid=True)
         else:
@@ -135,5 +153,12 @@ def setxattr(session: Session, request: Request) -> bytes:
 def removexattr(session: Session, request: Request) -> bytes:
     """REMOVEXATTR."""
     with Transaction(session.fs) as tx:
-        setattr.set_xattr(tx, tx.inode(session.number_of(request.nodeid)), request.names[0], None)
+        setattr.set_xattr(tx, _with_changing_attributes(session, request, tx), request.names[0], None)
     return wire.reply_empty(request.unique)
+
+
+def _with_changing_attributes(session: Session, request: Request, tx: Transaction) -> Inode:
+    found = tx.inode(session.number_of(request.nodeid))
+    if found.flags & (FLAG_IMMUTABLE | FLAG_APPEND):
+        raise Refused(errno.EPERM)
+    return found

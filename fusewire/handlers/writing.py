@@ -7,10 +7,10 @@ with fuse iomap calls, too.  Every step can be run again.
 import errno
 import stat
 
-from fusewire import filewrite, wire
+from fusewire import filewrite, uapi, wire
 from fusewire.ext4 import iomapwrite, setattr, truncate
 from fusewire.ext4.errors import Refused
-from fusewire.ext4.inode import Inode
+from fusewire.ext4.inode import FLAG_APPEND, Inode
 from fusewire.ext4.transaction import Transaction
 from fusewire.filewrite import WritePlan
 from fusewire.handlers import callers
@@ -18,7 +18,8 @@ from fusewire.session import Session
 from fusewire.wire import Request
 
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x1, 0x2, 0x10     # fallocate(2)
-WRITE_KILL_SUIDGID = 1 << 2
+WRITE_KILL_SUIDGID: int = uapi.FUSE_WRITE_KILL_SUIDGID
+FROM_CACHE: int = uapi.FUSE_WRITE_CACHE     # a page that may hold old bytes as well as new ones
 
 
 def write(session: Session, request: Request) -> WritePlan:
@@ -30,6 +31,8 @@ def write(session: Session, request: Request) -> WritePlan:
     number = session.number_of(request.nodeid)
     with Transaction(session.fs) as tx:
         found = writable(tx, number)
+        if found.flags & FLAG_APPEND and offset < found.size and not flags & FROM_CACHE:
+            raise Refused(errno.EPERM)
         tx.privileged = callers.writer_may_use_reserve(session, request, found, flags)
         if flags & WRITE_KILL_SUIDGID:
             found = setattr.drop_privileges(tx, found)
@@ -38,7 +41,7 @@ def write(session: Session, request: Request) -> WritePlan:
             raise Refused(errno.EFBIG)
         data = data[:end - offset]
         writes = filewrite.plan_write(tx, found, offset, data)
-    return WritePlan(writes, lambda: _written(session, request, number, offset, len(data)))
+    return WritePlan(writes, lambda: _written(session, request, number, offset, len(data)), whole=True)
 
 
 def _written(session: Session, request: Request, number: int, offset: int, length: int) -> bytes:
@@ -66,6 +69,8 @@ def fallocate(session: Session, request: Request) -> bytes | WritePlan:
         raise Refused(errno.EINVAL)
     with Transaction(session.fs) as tx:
         found = callers.dropped(tx, request, writable(tx, number))
+        if found.flags & FLAG_APPEND and mode & ~KEEP_SIZE:
+            raise Refused(errno.EPERM)
         if not mode & PUNCH_HOLE:   # before a byte is written: nothing remains of what is refused
             truncate.check_reservable(tx, found, offset, length)
     if mode & (PUNCH_HOLE | ZERO_RANGE):
