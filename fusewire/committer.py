@@ -86,6 +86,8 @@ class _Writer:
     def write(self, batch: ClosedBatch) -> Entries:
         """Make a batch durable; the blocks that came home meanwhile."""
         if self._log is None:
+            if batch.wrote_data:
+                self._device.flush()
             self._write_home(batch.entries)
             self._device.flush()
             return batch.entries
@@ -250,8 +252,9 @@ class Committer:
         Raises OSError if that fails, or anything before it; the file system is not marked then.  Nothing can be
         committed afterwards.
         """
-        assert not self._waiting, "commit was asked for, and its answer not waited for"
-        assert self._fs.writing is None or self._fs.writing.batch.is_empty, "changed after the last commit"
+        writing = self._fs.writing
+        if self._waiting or not (writing is None or writing.batch.is_empty):
+            raise OSError(errno.EBUSY, "changed after the last commit")
         if self._thread.is_alive():
             self._jobs.put(None)
             self._thread.join()

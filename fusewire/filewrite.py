@@ -24,11 +24,13 @@ Writes = list[tuple[int, list[Buffer]]]     # (address on the device, the pieces
 class WritePlan:
     """Data for the device, and the step that follows once they are written; the step may be taken again."""
 
-    __slots__ = ("then", "writes")
+    __slots__ = ("then", "whole", "writes")
 
-    def __init__(self, writes: Writes, then: Callable[[], Any]) -> None:
+    def __init__(self, writes: Writes, then: Callable[[], Any], whole: bool = False) -> None:
+        """``whole``: if ``then`` has to wait, all is planned and written anew, as others may have written meanwhile."""
         self.writes = writes
         self.then = then
+        self.whole = whole
 
 
 class ReadPlan:

@@ -27,13 +27,14 @@ from fusewire.committer import Committer, Log
 from fusewire.ext4 import commit, mountstate
 from fusewire.ext4.batch import ClosedBatch
 from fusewire.ext4.blocks import BlockMiss
-from fusewire.ext4.errors import Corrupt, Refused, Unsupported, errno_of
+from fusewire.ext4.errors import Corrupt, Refused, errno_of
 from fusewire.ext4.transaction import CommitFirst
 from fusewire.fileio import Plan
 from fusewire.filewrite import ReadPlan, WritePlan
 from fusewire.handlers import housekeeping
 from fusewire.onerror import OnError
-from fusewire.ops import NotServed, Op
+from fusewire.ops import Op
+from fusewire.reporter import Reporter
 from fusewire.session import Durable, Final, Session
 from fusewire.wire import Pieces, ProtocolError, Request
 from fusewire.wirelog import WireLog
@@ -108,12 +109,13 @@ class Server:
         self._commit_seconds = commit_seconds
         self._plans: set[int] = set()       # READs that threads carry out on a file system that changes
         self._held_back: list[tuple[ClosedBatch, set[int]]] = []    # durable batches, and the READs they wait for
+        self._closing = False               # nobody's changes are taken any more
+        self._parked: list[Waiter] = []     # steps that wait for what only a READ under way keeps from being used
         self._background = 0                # steps that wait and that nobody has asked for
         self._quiet: asyncio.Future[None] | None = None     # told when there are none
         self._last: asyncio.Future[None] | None = None      # the answer to DESTROY
         self._aging, self._age = 0, 0       # the open batch when it was last looked at, and how many seconds ago
-        self._logged: set[object] = set()   # what is logged once
-        self._bounds: dict[str, log.Bounded] = {}
+        self._report = Reporter(self._found_corrupt)
 
     # --- The loop -----------------------------------------------------------------------------------------------------
 
@@ -145,6 +147,8 @@ class Server:
         if committer is None:
             return
         self._pause()
+        self._closing = True
+        self._turn_read_only()
         session.lookups.clear()
         for number in list(session.fs.writing.orphans if session.fs.writing else ()):
             self._attempt(None, self._take_step, None, partial(housekeeping.release, session, number))
@@ -173,6 +177,13 @@ class Server:
             await self._put_away()
         except OSError as error:
             log.error("not_put_away", error=str(error), consequence="the next mount replays the journal")
+
+    def _found_corrupt(self, error: Corrupt) -> None:
+        """Note it on the disk, before the reply: whoever hears of it meets what follows.  From any thread."""
+        if self._on_error is not None and threading.get_ident() == self._home:
+            self._on_error.found(error)
+        elif self._on_error is not None:
+            self._post(self._on_error.found, error)
 
     def _turn_read_only(self, _failure: OSError | None = None) -> None:
         self._session.read_only = True
@@ -289,6 +300,8 @@ class Server:
     def _run_again(self, waiter: Waiter, miss: BlockMiss | CommitFirst) -> None:
         """Fetch what is missing and take the step again, until the reply is made or has to wait."""
         request = waiter.request
+        if self._closing and request is not None:
+            raise OSError(errno.ESHUTDOWN, "the file system is being put away")
         for _ in range(INLINE_ATTEMPTS):
             waiter.attempts += 1
             if waiter.attempts > ATTEMPTS_MOST:
@@ -330,9 +343,7 @@ class Server:
             assert request is not None
             self._send_data(request, reply)
         elif type(reply) is WritePlan:
-            for address, pieces in reply.writes:
-                self._device.write(address, pieces)
-            self._take_step(request, reply.then)
+            self._write_data(request, reply)
         elif type(reply) is ReadPlan:
             assert request is not None
             self._read_for(request, reply)
@@ -342,6 +353,23 @@ class Server:
             self._last = asyncio.ensure_future(self._answer_last(reply))
 
     # --- Changes ------------------------------------------------------------------------------------------------------
+
+    def _write_data(self, request: Request | None, plan: WritePlan) -> None:
+        """Write, then take the next step.  A ``whole`` plan does both in one turn of the loop, or starts over."""
+        if self._session.read_only:
+            raise Refused(errno.EROFS)
+        for address, pieces in plan.writes:
+            self._device.write(address, pieces)
+        if not plan.whole or request is None:
+            self._take_step(request, plan.then)
+            return
+        try:
+            reply = plan.then()
+        except (BlockMiss, CommitFirst) as miss:
+            detached = request.detach()
+            self._wait(Waiter(detached, partial(self._row_of(request.opcode).handler, self._session, detached)), miss)
+            return
+        self._finish(request, reply)
 
     def _send_when_durable(self, request: Request | None, reply: Durable) -> None:
         """Answer once all that was done until now is on the device, or with why it is not."""
@@ -363,6 +391,10 @@ class Server:
         """Take the step again once the open batch is durable."""
         if self._committer is None:
             raise Starved("a change without a journal to take it")
+        writing = self._session.fs.writing
+        if self._held_back and writing is not None and writing.batch.is_empty:
+            self._parked.append(waiter)
+            return
 
         def told(failure: OSError | None) -> None:
             if failure is None:
@@ -503,6 +535,9 @@ class Server:
             plans.discard(unique)
         while self._held_back and not self._held_back[0][1]:
             commit.durable(self._session.fs, self._held_back.pop(0)[0])
+        parked, self._parked = self._parked, []
+        for waiter in parked:
+            self._resume_step(waiter)
 
     def _take(self, unique: int) -> None:
         """The request waits no longer.  From any thread."""
@@ -528,54 +563,22 @@ class Server:
         except OSError as error:
             # ENOENT: the request is gone, its caller was killed.  Gone connections are noticed by the reader.
             if error.errno not in _GONE and error.errno != errno.ENOENT:
-                self._bounded("reply_rejected", error=str(error), reply=bytes(pieces[0]).hex())
+                self._report.bounded("reply_rejected", error=str(error), reply=bytes(pieces[0]).hex())
 
     def _refuse(self, request: Request | None, error: Exception) -> None:
         """Answer with the error that an exception stands for, and log what is not an ordinary answer."""
         opcode, node = (request.opcode, request.nodeid) if request is not None else (0, 0)
-        self._log(error, ops.name_of(opcode), node)
-        if request is not None:
-            self._take(request.unique)
-            if isinstance(error, wire.Refused):
-                self._write((error.reply,))
-            elif self._row_of(opcode).replies:
-                self._write((wire.reply_error(request.unique, errno_of(error)),))
+        try:
+            self._report.error(error, ops.name_of(opcode), node)
+        finally:
+            if request is not None:
+                self._take(request.unique)
+                if isinstance(error, wire.Refused):
+                    self._write((error.reply,))
+                elif self._row_of(opcode).replies:
+                    self._write((wire.reply_error(request.unique, errno_of(error)),))
 
     def _refuse_malformed(self, error: ProtocolError) -> None:
-        self._bounded("malformed_request", error=str(error), opcode=ops.name_of(error.opcode))
+        self._report.bounded("malformed_request", error=str(error), opcode=ops.name_of(error.opcode))
         if error.unique and self._row_of(error.opcode).replies:
             self._write((wire.reply_error(error.unique, errno.EIO),))
-
-    # --- Logging ------------------------------------------------------------------------------------------------------
-
-    def _log(self, error: Exception, op: str, node: int) -> None:
-        where: dict[str, Any] = {"op": op, "node": node}
-        if isinstance(error, Refused):
-            if isinstance(error, NotServed):
-                self._once("opcode_not_served", op, **where)
-        elif isinstance(error, Corrupt):
-            self._bounded("corrupt", **{**where, **error.where, "check": error.check, "rule": error.check.value})
-            if self._on_error is not None and threading.get_ident() == self._home:
-                self._on_error.found(error)     # before the reply: whoever hears of it meets what follows
-            elif self._on_error is not None:
-                self._post(self._on_error.found, error)
-        elif isinstance(error, Unsupported):
-            self._once("unsupported", str(error), reason=str(error), **where)
-        elif isinstance(error, OSError):
-            self._bounded("device_error", error=str(error), **where)
-        elif isinstance(error, ProtocolError):
-            self._bounded("malformed_request", error=str(error), **where)
-        elif self._bound("bug").passes(where):
-            log.bug("bug", error, **where)
-
-    def _once(self, event: str, key: object, **fields: object) -> None:
-        if (event, key) not in self._logged:
-            self._logged.add((event, key))
-            log.warning(event, **fields)
-
-    def _bounded(self, event: str, **fields: Any) -> None:
-        if self._bound(event).passes(fields):
-            log.error(event, **fields)
-
-    def _bound(self, event: str) -> log.Bounded:
-        return self._bounds.setdefault(event, log.Bounded())

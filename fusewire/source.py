@@ -192,6 +192,8 @@ def _refuse_writing(source: Source, options: MountOptions, driver: Driver) -> No
     why_not = writable.why_read_only(driver.fs)
     if why_not is None and options.noload and Feature.HAS_JOURNAL in driver.fs.superblock.features:
         why_not = "the option noload, which leaves its journal alone, needs ro"
+    if why_not is None and options.superblock != 1:
+        why_not = "the option sb, which reads a copy of the superblock, needs ro"
     if why_not is not None:
         raise Failure(f"{source.name}: cannot be written: {why_not}; mount with -o ro")
 

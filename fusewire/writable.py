@@ -138,6 +138,9 @@ def recover_home(driver: Driver, reopen: Callable[[], Driver], found: Recovery) 
         device.flush()
         driver = _reopened(driver, reopen)
     if not journal.start and not journal.errno:
+        if driver.read(file.place(0)) != journal.raw:   # a void log must not come to count again
+            device.write(geometry.byte_of(file.place(0)), [journal.raw])
+            device.flush()
         return driver, journal
     if found.has_fast_commits:
         _fast_commits_home(driver, found)

@@ -41,7 +41,7 @@ def write(session: Session, request: Request) -> WritePlan:
             raise Refused(errno.EFBIG)
         data = data[:end - offset]
         writes = filewrite.plan_write(tx, found, offset, data)
-    return WritePlan(writes, lambda: _written(session, request, number, offset, len(data)))
+    return WritePlan(writes, lambda: _written(session, request, number, offset, len(data)), whole=True)
 
 
 def _written(session: Session, request: Request, number: int, offset: int, length: int) -> bytes:

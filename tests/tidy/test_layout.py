@@ -16,6 +16,7 @@ LAYERS = (
     ("daemon",),
     ("source",),
     ("server", "uevents"),
+    ("reporter",),
     ("ops",),
     ("handlers.*", "onerror"),
     ("filewrite",),
