@@ -6,7 +6,7 @@ What ``directory`` decoded from a block is replaced together with the bytes, so 
 import errno
 from typing import TYPE_CHECKING
 
-from . import checksum, directory, dirrecords, inodestore, iomap, mapping
+from . import checksum, directory, dirrecords, htree, inodestore, iomap, mapping
 from .dirblock import DirBlock
 from .dirrecords import CHECKSUM_BYTES, Link, Room, record_bytes
 from .errors import Check, Corrupt, Refused
@@ -64,6 +64,9 @@ def point(tx: "Transaction", of: Inode, file_block: int, link: Link) -> None:
     owned.views[_names_key(of)] = dirrecords.point(owned.data, known, free, link)
     if file_block or not directory._is_indexed(tx, of):
         seal(tx, of, block)
+    elif tx.has_checksums:
+        seed = tx.seed_of(of)
+        tx.seal(block, "directory", lambda raw, _read: checksum.seal_htree_node(raw, seed, htree.ROOT_ENTRIES_AT))
 
 
 def room(fs: "Ext4", of: Inode, file_block: int) -> Room:

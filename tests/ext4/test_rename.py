@@ -10,6 +10,7 @@ import pytest
 
 from fusewire.ext4 import inodestore, namestore, rename
 from fusewire.ext4.errors import Check, Corrupt, Refused
+from fusewire.ext4.newinode import Caller
 from tests.ext4.driver import Editor, image, new_path
 from tests.ext4.twins import FORMS, Operation, OurSide, compare, name_of, script
 from tests.ext4.writer import Writer
@@ -130,3 +131,15 @@ def test_a_whiteout_needs_an_owner() -> None:
         with pytest.raises(Refused) as caught:
             writer.change(lambda tx: rename.rename(tx, tx.inode(2), b"f", tx.inode(2), b"g", rename.WHITEOUT))
         assert caught.value.errno == errno.EINVAL
+
+
+def test_an_indexed_directory_keeps_its_roots_checksum_when_it_moves() -> None:
+    with Writer(image(FORMS[0], 16384)) as writer:
+        above = writer.change(lambda tx: namestore.mkdir(tx, tx.inode(2), b"a", 0o755, Caller(0, 0))).number
+        moved = writer.change(lambda tx: namestore.mkdir(tx, tx.inode(above), b"d", 0o755, Caller(0, 0))).number
+        for number in range(80):
+            name = b"n%03d" % number * 20
+            writer.change(lambda tx, name=name: namestore.create(tx, tx.inode(moved), name, 0o644, Caller(0, 0)))
+        writer.commit()     # what the root holds is sealed, and known to be indexed
+        writer.change(lambda tx: rename.rename(tx, tx.inode(above), b"d", tx.inode(2), b"d"))
+        writer.check()
