@@ -25,10 +25,10 @@ from fusewire.handlers import (
     writing,
     xattrs,
 )
-from fusewire.session import Durable, Final, Session
+from fusewire.session import Durable, Final, Session, WrittenBack
 from fusewire.wire import Pieces, Request
 
-Reply = bytes | Pieces | Plan | ReadPlan | WritePlan | Durable | Final | None
+Reply = bytes | Pieces | Plan | ReadPlan | WritePlan | WrittenBack | Durable | Final | None
 Handler = Callable[[Session, Request], Reply]
 
 

@@ -35,7 +35,7 @@ from fusewire.handlers import housekeeping
 from fusewire.onerror import OnError
 from fusewire.ops import Op
 from fusewire.reporter import Reporter
-from fusewire.session import Durable, Final, Session
+from fusewire.session import Durable, Final, Session, WrittenBack, node_of
 from fusewire.wire import Pieces, ProtocolError, Request
 from fusewire.wirelog import WireLog
 from fusewire.workers import Workers
@@ -95,6 +95,7 @@ class Server:
         self._shapes = wire.SHAPES
         self._wirelog = wirelog
         self._workers = Workers()
+        self._asker = Workers(1)            # waits for WRITEs, which may wait for the others
         self._view = memoryview(bytearray(RECEIVE_BYTES))
         self._buffers = [self._view]
         self._buffer = fileio.buffer()      # for data and blocks that are read without waiting
@@ -139,6 +140,7 @@ class Server:
         finally:
             self._pause()
             self._fd = -1   # a thread that a dead device holds must not write to whatever gets this number next
+            self._asker.stop(STOP_SECONDS)
             self._workers.stop(STOP_SECONDS)
 
     async def _put_away(self) -> None:
@@ -344,9 +346,10 @@ class Server:
             self._send_data(request, reply)
         elif type(reply) is WritePlan:
             self._write_data(request, reply)
-        elif type(reply) is ReadPlan:
-            assert request is not None
+        elif type(reply) is ReadPlan and request is not None:
             self._read_for(request, reply)
+        elif type(reply) is WrittenBack and request is not None:
+            self._have_written_back(request, reply)
         elif type(reply) is Durable:
             self._send_when_durable(request, reply)
         elif type(reply) is Final:
@@ -412,6 +415,8 @@ class Server:
     def _tidy_up(self) -> None:
         """After requests were served: free what nobody uses any more, and send off a batch that has grown large."""
         session, committer = self._session, self._committer
+        while session.outdated:
+            self._write(wire.notify_inval_inode(node_of(session.outdated.pop()), -1))
         while session.unused:
             number = session.unused.pop()
             self._attempt(None, self._take_step, None, partial(housekeeping.release, session, number))
@@ -521,6 +526,17 @@ class Server:
         step = partial(reply.then, memoryview(bytes(buffer[:reply.plan.length])))
         self._take(request.unique)
         self._post(self._attempt, request, self._take_step, request, step)
+
+    def _have_written_back(self, request: Request, reply: WrittenBack) -> None:
+        """Take the step once the kernel has sent its dirty pages of a file as WRITEs (and dropped all of its pages)."""
+        def ask(_buffer: memoryview) -> None:
+            with contextlib.suppress(OSError):
+                os.writev(self._fd, wire.notify_inval_inode(reply.node, reply.offset))
+            self._take(request.unique)
+            self._post(self._attempt, request, self._take_step, request, reply.then)
+
+        self._waiting[request.unique] = Waiter(request, lambda: None)
+        self._asker.submit(ask)
 
     def _allow_reuse(self, closed: ClosedBatch) -> None:
         """What a durable batch freed may be used again, once no READ under way can look there any more (V5)."""

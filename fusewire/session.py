@@ -81,6 +81,15 @@ class Durable:
         self.then = then
 
 
+class WrittenBack:
+    """A reply that waits until the kernel has written back what it holds of a file from ``offset`` on."""
+
+    __slots__ = ("node", "offset", "then")
+
+    def __init__(self, node: int, offset: int, then: Callable[[], Any]) -> None:
+        self.node, self.offset, self.then = node, offset, then
+
+
 class Final:
     """The reply to the last request: sent when the file system has been put away."""
 
@@ -100,11 +109,13 @@ class Session:
         attributes: reads attributes straight from inode tables, where compiled code is available.
         target: where it is mounted, for the superblock.
         unused: inodes without names that the kernel has forgotten; the server has them freed.
+        outdated: inodes whose attributes have changed without the kernel's knowing; the server tells it.
     """
 
     def __init__(self, fs: Ext4, read_only: bool = True, target: bytes = b"") -> None:
         self.target = target
         self.unused: list[int] = []
+        self.outdated: set[int] = set()
         self.fs = fs
         self.attributes = accel.Attributes(fs) if accel.AVAILABLE else None
         self.read_only = read_only

@@ -9,7 +9,7 @@ from fusewire.ext4.errors import Refused
 from fusewire.ext4.inode import Inode
 from fusewire.fileio import Plan
 from fusewire.handlers import nodes
-from fusewire.session import Durable, Session
+from fusewire.session import Durable, Session, WrittenBack
 from fusewire.wire import Pieces, Request
 
 SECTOR_BYTES = 512
@@ -83,13 +83,21 @@ def _plan(session: Session, of: Inode, offset: int, end: int) -> Plan:
     return fileio.plan(session.fs, of, offset, end, mapping)
 
 
-def lseek(session: Session, request: Request) -> bytes:
-    """LSEEK with SEEK_DATA or SEEK_HOLE; the kernel does the other kinds itself."""
+def lseek(session: Session, request: Request) -> bytes | WrittenBack:
+    """LSEEK with SEEK_DATA or SEEK_HOLE; the kernel does the other kinds itself.
+
+    It does not write back first what its cache holds: who copies a file that another writes would take that for holes.
+    """
     _, offset, whence = request.body
     if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
         raise Refused(errno.EINVAL)
-    found = _file(session, request)
-    return wire.reply_lseek(request.unique, iomap.seek(session.fs, found, offset, whence == os.SEEK_DATA))
+    _file(session, request)
+
+    def seek() -> bytes:
+        found = session.inode(request.nodeid)
+        return wire.reply_lseek(request.unique, iomap.seek(session.fs, found, offset, whence == os.SEEK_DATA))
+
+    return seek() if session.fs.writing is None else WrittenBack(request.nodeid, offset, seek)
 
 
 def bmap(session: Session, request: Request) -> bytes:

@@ -41,6 +41,8 @@ def write(session: Session, request: Request) -> WritePlan:
             raise Refused(errno.EFBIG)
         data = data[:end - offset]
         writes = filewrite.plan_write(tx, found, offset, data)
+        if flags & FROM_CACHE and tx.inode(number).sectors != found.sectors:
+            tx.after_commit(lambda: session.outdated.add(number))   # st_blocks: it asks after writes of its own only
     return WritePlan(writes, lambda: _written(session, request, number, offset, len(data)), whole=True)
 
 

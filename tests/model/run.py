@@ -110,7 +110,7 @@ def _report(step: int, where: str, found: list[str]) -> None:
 def _judge(config: Config, operations: Sequence[Operation], kernel: Path, ours: Path, clock: Clock, log: str) -> None:
     """What e2fsck and the kernel think of our image."""
     for image in (kernel, ours):
-        text = fsck(image)
+        text = fsck(image, kernels=image is kernel)
         if text:
             raise Difference(-1, f"{image.name}: {text}\n{log}")
     with mounting.kernel_mount(kernel) as left, mounting.kernel_mount(ours) as right:
@@ -119,11 +119,12 @@ def _judge(config: Config, operations: Sequence[Operation], kernel: Path, ours: 
     _report(-1, "under the kernel", found)
 
 
-def fsck(image: Path) -> str:
-    """What e2fsck complains about, "" if it is content."""
+def fsck(image: Path, kernels: bool = False) -> str:
+    """What e2fsck complains about, "" if it is content; ``kernels``: extent trees may be higher than they need be."""
     done = subprocess.run(["e2fsck", "-fn", image], capture_output=True, env=tools_environment(), check=False)
     text = done.stdout.decode("latin-1")
-    return text if done.returncode or re.search(r"FIXED|\? no$|ERRORS", text, re.MULTILINE) else ""
+    judged = re.sub(r"Inode \d+ extent tree .* could be shorter\.  Optimize\? no", "", text) if kernels else text
+    return text if done.returncode or re.search(r"FIXED|\? no$|ERRORS", judged, re.MULTILINE) else ""
 
 
 # --- shrinking --------------------------------------------------------------------------------------------------------

@@ -51,7 +51,8 @@ def writable(driver: str, path: Path, arguments: str = "-t ext4 -b 4096", size: 
     with MOUNTS[driver](path, options) as mount:
         yield Writable(driver, mount.root, mount)
         assert "Traceback" not in mount.log_text(), mount.log_text()
-    assert not fsck(path)
+    text = fsck(path, kernels=driver == "kernel")
+    assert not text, text
 
 
 @pytest.fixture(scope="module", params=DRIVERS)
