@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+BUSY_TRIES, BUSY_SECONDS = 50, 0.02
 READY_SECONDS = 60
 CLONE_NEWNS = 0x20000
 MS_REC, MS_PRIVATE = 0x4000, 0x40000
@@ -169,10 +170,24 @@ def served(command: list[str], target: Path, image: Path, unmount: list[str]) ->
             if not wait_mounted(target, process):
                 raise MountRefused(process.wait(), Path(log.name).read_text(errors="replace"))
             yield Mount(target, image, process.pid, Path(log.name))
-            run(*unmount, target, env=fusewire_environment())
+            leave(unmount, target)
             process.wait(READY_SECONDS)
         finally:
             abandon(target, process)
+
+
+def leave(unmount: list[str], target: Path) -> None:
+    """Unmount.  A child that another thread of ours has forked holds our open files until it runs its program."""
+    for _ in range(BUSY_TRIES):
+        try:
+            run(*unmount, target, env=fusewire_environment())
+        except MountRefused as refused:
+            if "busy" not in str(refused):
+                raise
+            time.sleep(BUSY_SECONDS)
+        else:
+            return
+    run(*unmount, target, env=fusewire_environment())
 
 
 def abandon(target: Path, process: subprocess.Popen[bytes]) -> None:
