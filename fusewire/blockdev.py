@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterable, Sequence
 
 from fusewire import ioctl
+from fusewire.ext4.errors import Refused
 from fusewire.ext4.units import Geometry
 
 Buffer = bytes | bytearray | memoryview
@@ -105,6 +106,18 @@ class BlockDevice:
     def flush(self) -> None:
         """Make everything that was written durable.  Waits.  OSError if any of it could not be written."""
         os.fdatasync(self.fd)
+
+    def discard(self, offset: int, length: int) -> None:
+        """Tell the device that a range holds nothing.  ``Refused(EOPNOTSUPP)`` where it does not want to know."""
+        try:
+            if stat.S_ISBLK(os.fstat(self.fd).st_mode):
+                ioctl.discard(self.fd, self.start_bytes + offset, length)
+            else:
+                ioctl.punch(self.fd, self.start_bytes + offset, length)
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.ENOTTY):
+                raise Refused(errno.EOPNOTSUPP) from error
+            raise
 
     def will_need(self, offset: int, length: int) -> None:
         """Have the kernel begin to read a range, so that several are read at once."""

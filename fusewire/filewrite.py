@@ -43,6 +43,16 @@ class ReadPlan:
         self.then = then
 
 
+class DiscardPlan:
+    """Ranges of the device (address, bytes) that hold nothing, and the step that follows once it was told."""
+
+    __slots__ = ("ranges", "then")
+
+    def __init__(self, ranges: list[tuple[int, int]], then: Callable[[], Any]) -> None:
+        self.ranges = ranges
+        self.then = then
+
+
 def plan_write(tx: "Transaction", inode: "Inode", offset: int, data: memoryview) -> Writes:
     """Where the data of a file from ``offset`` on go; blocks for them are allocated in the transaction.
 

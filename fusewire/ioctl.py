@@ -227,6 +227,15 @@ def discard(fd: int, offset_bytes: int, length_bytes: int) -> None:
     fcntl.ioctl(fd, BLKDISCARD, _U64_PAIR.pack(offset_bytes, length_bytes))
 
 
+FS_IOC_UNRESVSP64 = iow(ord("X"), 43, 48)
+_SPACE_RESERVATION = Struct("=hh4xqqiI16x")     # space_resv: type, whence, start, length, not used
+
+
+def punch(fd: int, offset_bytes: int, length_bytes: int) -> None:
+    """Free a range of a regular file, which reads as zeroes then (FS_IOC_UNRESVSP64).  EOPNOTSUPP where it cannot."""
+    fcntl.ioctl(fd, FS_IOC_UNRESVSP64, _SPACE_RESERVATION.pack(0, os.SEEK_SET, offset_bytes, length_bytes, 0, 0))
+
+
 def zero_out(fd: int, offset_bytes: int, length_bytes: int) -> None:
     """Zero a range of the device, by command where it has one (BLKZEROOUT); multiples of a sector."""
     fcntl.ioctl(fd, BLKZEROOUT, _U64_PAIR.pack(offset_bytes, length_bytes))
@@ -345,6 +354,21 @@ def trim(fd: int, start_bytes: int = 0, length_bytes: int = (1 << 64) - 1, short
     """Bytes discarded: free space of the mounted file system that ``fd`` is on."""
     argument = FSTRIM_RANGE.pack(start_bytes, length_bytes, shortest_bytes)
     return int(FSTRIM_RANGE.unpack(fcntl.ioctl(fd, FITRIM, argument))[1])
+
+
+def argument_of(pid: int, address: int, size_bytes: int) -> bytes | None:
+    """What a process (or thread) has at an address of its memory; None where that cannot be read."""
+    try:
+        memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        found = os.pread(memory, size_bytes, address)
+    except (OSError, OverflowError):
+        return None
+    finally:
+        os.close(memory)
+    return found if len(found) == size_bytes else None
 
 
 # --- Answered by the daemon: FUSE_IOCTL carries these numbers ---------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import NamedTuple, NoReturn
 from fusewire import uapi
 from fusewire.ext4.errors import Refused
 from fusewire.fileio import Plan
-from fusewire.filewrite import ReadPlan, WritePlan
+from fusewire.filewrite import DiscardPlan, ReadPlan, WritePlan
 from fusewire.handlers import (
     attributes,
     changing,
@@ -25,10 +25,11 @@ from fusewire.handlers import (
     writing,
     xattrs,
 )
-from fusewire.session import Durable, Final, Session, WrittenBack
+from fusewire.session import Durable, Final, Session, Shutdown, WrittenBack
 from fusewire.wire import Pieces, Request
 
-Reply = bytes | Pieces | Plan | ReadPlan | WritePlan | WrittenBack | Durable | Final | None
+Reply = (bytes | Pieces | Plan | ReadPlan | WritePlan | DiscardPlan | WrittenBack | Durable | Shutdown | Final
+         | None)
 Handler = Callable[[Session, Request], Reply]
 
 
@@ -129,6 +130,18 @@ ROWS = (
 def refuse_change(_session: Session, _request: Request) -> NoReturn:
     """The handler of every change on a read-only mount."""
     raise Refused(errno.EROFS)
+
+
+def refuse_all(_session: Session, _request: Request) -> NoReturn:
+    """The handler of everything after EXT4_IOC_SHUTDOWN."""
+    raise OSError(errno.EIO, "the file system was shut down")
+
+
+def shut_table(rows: tuple[Op, ...]) -> dict[int, Op]:
+    """The rows by opcode of a file system that was shut down: only forgetting and unmounting succeed."""
+    kept = (uapi.FUSE_DESTROY, uapi.FUSE_RELEASE, uapi.FUSE_RELEASEDIR)
+    return {row.opcode: row if row.opcode in kept or not row.replies else row._replace(handler=refuse_all)
+            for row in rows}
 
 
 def table(rows: tuple[Op, ...], read_only: bool) -> dict[int, Op]:

@@ -30,12 +30,13 @@ from fusewire.ext4.blocks import BlockMiss
 from fusewire.ext4.errors import Corrupt, Refused, errno_of
 from fusewire.ext4.transaction import CommitFirst
 from fusewire.fileio import Plan
-from fusewire.filewrite import ReadPlan, WritePlan
+from fusewire.filewrite import DiscardPlan, ReadPlan, WritePlan
 from fusewire.handlers import housekeeping
 from fusewire.onerror import OnError
 from fusewire.ops import Op
 from fusewire.reporter import Reporter
-from fusewire.session import Durable, Final, Session, WrittenBack, node_of
+from fusewire.session import Durable, Final, Session, Shutdown, WrittenBack, node_of
+from fusewire.waiting import Starved, Step, Waiter
 from fusewire.wire import Pieces, ProtocolError, Request
 from fusewire.wirelog import WireLog
 from fusewire.workers import Workers
@@ -53,28 +54,6 @@ RECEIVE_BYTES = fileio.READ_MOST_BYTES + 4096   # the largest WRITE and its head
 _INIT: int = uapi.FUSE_INIT
 _GONE = frozenset((errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN, errno.EPERM, errno.EBADF, errno.EPIPE))
 _AGAIN = frozenset((errno.ENOENT, errno.EINTR))    # the request was taken back before it was read
-
-
-Step = Callable[[], ops.Reply]
-
-
-class Starved(Exception):
-    """An operation that never had all its blocks at once: the cache is too small for it, or the core loops."""
-
-
-class Waiter:
-    """A step that waits: how often it was run, and how many fetches it still waits for.
-
-    ``request`` is answered with what the step returns; it is None for work that nobody has asked for.
-    """
-
-    __slots__ = ("attempts", "fetches", "request", "step")
-
-    def __init__(self, request: Request | None, step: Step) -> None:
-        self.request = request
-        self.step = step
-        self.attempts = 0
-        self.fetches = 0
 
 
 def _nothing(_failure: OSError | None) -> None:
@@ -117,6 +96,10 @@ class Server:
         self._last: asyncio.Future[None] | None = None      # the answer to DESTROY
         self._aging, self._age = 0, 0       # the open batch when it was last looked at, and how many seconds ago
         self._report = Reporter(self._found_corrupt)
+        self._carriers: dict[type, Callable[[Any, Any], None]] = {
+            Plan: self._send_data, WritePlan: self._write_data, ReadPlan: self._read_for, DiscardPlan: self._discard,
+            WrittenBack: self._have_written_back, Durable: self._send_when_durable, Shutdown: self._shut_down,
+            Final: self._answer_finally}
 
     # --- The loop -----------------------------------------------------------------------------------------------------
 
@@ -167,6 +150,21 @@ class Server:
         while self._background:
             self._quiet = self._loop.create_future()
             await self._quiet
+
+    def _shut_down(self, _request: Request | None, reply: Shutdown) -> None:
+        """Refuse everything, and let nothing reach the device any more, once it has what it shall have."""
+        committer = self._committer
+        assert committer is not None
+
+        def told(_failure: OSError | None) -> None:
+            committer.failure = committer.failure or OSError(errno.EIO, "the file system was shut down")
+            self._session.read_only, self._rows = True, ops.shut_table(ops.ROWS)
+            self._write(reply.reply)
+
+        told(None) if reply.at_once else committer.commit(told)
+
+    def _answer_finally(self, _request: Request | None, reply: Final) -> None:
+        self._last = asyncio.ensure_future(self._answer_last(reply))
 
     async def _answer_last(self, reply: Final) -> None:
         """DESTROY: the kernel's unmount returns when it is answered, so everything is done before."""
@@ -341,19 +339,8 @@ class Server:
             self._write((reply,))
         elif type(reply) is tuple:
             self._write(reply)
-        elif type(reply) is Plan:
-            assert request is not None
-            self._send_data(request, reply)
-        elif type(reply) is WritePlan:
-            self._write_data(request, reply)
-        elif type(reply) is ReadPlan and request is not None:
-            self._read_for(request, reply)
-        elif type(reply) is WrittenBack and request is not None:
-            self._have_written_back(request, reply)
-        elif type(reply) is Durable:
-            self._send_when_durable(request, reply)
-        elif type(reply) is Final:
-            self._last = asyncio.ensure_future(self._answer_last(reply))
+        elif reply is not None:
+            self._carriers[type(reply)](request, reply)
 
     # --- Changes ------------------------------------------------------------------------------------------------------
 
@@ -526,6 +513,11 @@ class Server:
         step = partial(reply.then, memoryview(bytes(buffer[:reply.plan.length])))
         self._take(request.unique)
         self._post(self._attempt, request, self._take_step, request, step)
+
+    def _discard(self, request: Request | None, reply: DiscardPlan) -> None:
+        for address, length in reply.ranges:
+            self._device.discard(address, length)
+        self._loop.call_soon(self._attempt, request, self._take_step, request, reply.then)
 
     def _have_written_back(self, request: Request, reply: WrittenBack) -> None:
         """Take the step once the kernel has sent its dirty pages of a file as WRITEs (and dropped all of its pages)."""

@@ -90,6 +90,15 @@ class WrittenBack:
         self.node, self.offset, self.then = node, offset, then
 
 
+class Shutdown:
+    """A reply after which no access succeeds any more; before it, unless ``at_once``, all that was done is durable."""
+
+    __slots__ = ("at_once", "reply")
+
+    def __init__(self, at_once: bool, reply: Any) -> None:
+        self.at_once, self.reply = at_once, reply
+
+
 class Final:
     """The reply to the last request: sent when the file system has been put away."""
 

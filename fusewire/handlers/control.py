@@ -14,8 +14,9 @@ from fusewire.ext4 import control, inodestore, setattr, superstore
 from fusewire.ext4.errors import Refused
 from fusewire.ext4.inode import Inode
 from fusewire.ext4.transaction import Transaction
-from fusewire.handlers import callers
-from fusewire.session import Session
+from fusewire.filewrite import DiscardPlan
+from fusewire.handlers import administration, callers
+from fusewire.session import Session, Shutdown
 from fusewire.wire import Pieces, Request
 
 LARGEST_ANSWER_BYTES = numbers.FSLABEL_BYTES
@@ -116,9 +117,18 @@ _CHANGES: dict[int, Callable[[Transaction, Request, Inode, bytes], None]] = {
 }
 
 
-def ioctl(session: Session, request: Request) -> Pieces:
+_OF_ADMINISTRATORS: dict[int, Callable[[Session, Request], Pieces | DiscardPlan | Shutdown]] = {
+    numbers.FITRIM: administration.fitrim,
+    numbers.EXT4_IOC_SHUTDOWN: administration.shut_down,
+}
+
+
+def ioctl(session: Session, request: Request) -> Pieces | DiscardPlan | Shutdown:
     """IOCTL.  ENOTTY for what is not known, EROFS for changes on a read-only mount."""
     _, _, command, _, _, room = request.body
+    administrate = _OF_ADMINISTRATORS.get(command)
+    if administrate is not None:
+        return administrate(session, request)
     if room > LARGEST_ANSWER_BYTES:
         raise Refused(errno.EINVAL)
     change, answer = _CHANGES.get(command), _QUESTIONS.get(command)

@@ -20,7 +20,7 @@ LAYERS = (
     ("ops",),
     ("handlers.*", "onerror"),
     ("filewrite",),
-    ("workers", "writable"),
+    ("waiting", "workers", "writable"),
     ("fileio", "committer", "settler", "replayed"),
     ("session",),
     ("wirelog",),
