@@ -9,10 +9,13 @@ R4  SEEK_DATA: kernel ext4 writes zeroes into the unwritten neighbourhood of a s
     extent (mount option ``max_zeroout_kb``), so it may show data where there are only zeroes.  The contents are equal.
 R5  FUSE writes whole pages back.  Where blocks are smaller, it fills the holes in a page that was written to, so data
     ranges are compared in pages, and ``st_blocks`` may differ by those.
-R6  FUSE with the writeback cache keeps the times of regular files itself, and stamps ctime at every setxattr(2); ext4
-    does not where the attribute has that value already.
+R6  FUSE with the writeback cache keeps the times of regular files itself: it stamps ctime at every setxattr(2) and
+    removexattr(2), ext4 only where that changes something; and it does not see that an ioctl has stamped it.  It
+    never stamps a pipe that is written to.
 R7  copy_file_range(2) of ext4 copies zeroes where the source has holes; fusewire leaves holes.  So files may use fewer
     blocks of ours once a sequence has copied.
+R8  ext4 stamps the directory when a rename with RENAME_WHITEOUT fails late (it has made the whiteout, and takes it
+    back); here what fails leaves no trace.
 """
 
 from __future__ import annotations
@@ -39,6 +42,8 @@ LIVE = {
     "map": "R4; a mounted file may have pages that are not written yet",
     "blocks": "R3 and R5",
 }
+WHITEOUT = 4
+FIFO_DIGITS = 5             # of its mode in octal; that of a regular file has six
 MANY_RUNS = 100             # as many as there may be in a file whose ranges are not shown
 ROOT_EXTENTS = 4            # what needs no more than these has no tree
 MAPPING_BLOCKS = 6          # index blocks by which two trees of one file may differ here
@@ -94,7 +99,7 @@ def tree_differences(kernel: list[tuple[str, Fields]], ours: list[tuple[str, Fie
     left, right = dict(kernel), dict(ours)
     copied = any(operation[0] == "copy_range" for operation in operations)
     for path in left.keys() & right.keys():
-        _ctime_rule(left[path], right[path], operations)
+        _times_rule(left[path], right[path], operations)
     found = differences(left.items(), right.items(), OWN | LIVE)
     for path in sorted(left.keys() & right.keys()):
         found += _blocks_rule(path, left[path], right[path], block_bytes, copied)
@@ -103,13 +108,26 @@ def tree_differences(kernel: list[tuple[str, Fields]], ours: list[tuple[str, Fie
     return found
 
 
-def _ctime_rule(kernel: Fields, ours: Fields, operations: Sequence[tuple[Any, ...]]) -> None:
-    """R6: make the times the same where they may differ."""
-    got = ours.get("ctime", "")
-    if got.startswith("operation ") and ours["mode"].startswith("10"):
-        operation = operations[int(got.removeprefix("operation "))]
-        if (operation[2] if operation[0] == "by" else operation)[0] in ("setxattr", "setacl"):
-            kernel["ctime"] = got
+def _times_rule(kernel: Fields, ours: Fields, operations: Sequence[tuple[Any, ...]]) -> None:
+    """R6 and R8: make the times the same where they may differ."""
+    mode = ours.get("mode", "")
+    if mode.startswith("1") and len(mode) == FIFO_DIGITS:
+        kernel["ctime"], kernel["mtime"] = ours["ctime"], ours["mtime"]
+    elif mode.startswith("10") and (_stamped_by(ours["ctime"], operations) in ("setxattr", "setacl", "removexattr")
+                                    or _stamped_by(kernel["ctime"], operations) == "chattr"):
+        kernel["ctime"] = ours["ctime"]
+    elif mode.startswith("4") and kernel["mtime"] != ours["mtime"] \
+            and _stamped_by(kernel["mtime"], operations) == "whiteout":
+        kernel["ctime"], kernel["mtime"] = ours["ctime"], ours["mtime"]
+
+
+def _stamped_by(stamp: str, operations: Sequence[tuple[Any, ...]]) -> str:
+    """The kind of the operation that a named time stands for, "" if it stands for none."""
+    if not stamp.startswith("operation "):
+        return ""
+    operation = operations[int(stamp.removeprefix("operation "))]
+    kind, *arguments = operation[2] if operation[0] == "by" else operation
+    return "whiteout" if kind == "rename" and arguments[2] & WHITEOUT else str(kind)
 
 
 def _blocks_rule(path: str, kernel: Fields, ours: Fields, block_bytes: int, copied: bool) -> list[str]:
