@@ -16,6 +16,8 @@ R7  copy_file_range(2) of ext4 copies zeroes where the source has holes; fusewir
     blocks of ours once a sequence has copied.
 R8  ext4 stamps the directory when a rename with RENAME_WHITEOUT fails late (it has made the whiteout, and takes it
     back); here what fails leaves no trace.
+R9  A disk of ours is full where the kernel's is, to the block, as long as both have as many blocks free.  They may
+    not (R3): a sequence ends where that decides.
 """
 
 from __future__ import annotations

@@ -45,7 +45,8 @@ _SMALL = {
     "full-ext2-1k": ("-t ext2 -I 128", {"whole_seconds": True, "block_bytes": 1024, "size": 8 * MIB}),
     "full-inodes": ("-t ext4 -J size=4 -N 100", {}),
 }
-FULL = {name: Config(name, text, weights=FILL, **{"size": 16 * MIB, **more}) for name, (text, more) in _SMALL.items()}
+FULL = {name: Config(name, text, weights=FILL, fills=True, **{"size": 16 * MIB, **more})
+        for name, (text, more) in _SMALL.items()}
 """Disks small enough to be filled up."""
 
 CONFIGS |= FULL
