@@ -104,7 +104,7 @@ def _check_changeable(found: Inode, valid: int) -> None:
 
 def _apply(tx: Transaction, found: Inode, wanted: dict[str, int]) -> Inode:
     valid = wanted["valid"]
-    if valid & (_UID | _GID):
+    if valid & (_UID | _GID) or not valid & ~_CTIME:   # chown(2) that leaves both takes privileges all the same
         found = setattr.chown(tx, found, wanted["uid"] if valid & _UID else None,
                               wanted["gid"] if valid & _GID else None)
     if valid & _MODE:

@@ -49,4 +49,10 @@ SEQUENCES: dict[str, tuple[str, list[Operation]]] = {
         ("truncate", b"f", 266_239),
         ("syncfs",),
     ]),
+    "a change of owner that changes none": ("4k-attributes", [
+        ("create", b"f", 0o6755),
+        ("chown", b"f", -1, -1),
+        ("mkdir", b"d", 0o2755),
+        ("chown", b"d", -1, -1),
+    ]),
 }
