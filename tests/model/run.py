@@ -110,7 +110,7 @@ def _compare_live(config: Config, operations: Sequence[Operation], sides: list[S
     found = compare.tree_differences(shown[0], shown[1], config.block_bytes, operations, live=True)
     sectors = config.block_bytes // 512
     slack = abs(compare.used_blocks(shown[0]) - compare.used_blocks(shown[1])) // sectors
-    if not any(sides[0].slots):
+    if not sides[0].slots:
         found += compare.statfs_differences(left, right, slack)
     _report(step, f"after operation {step}, mounted", found)
 
