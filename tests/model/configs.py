@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tests.images import MIB
 from tests.model.generate import only
 from tests.model.run import Config
@@ -49,4 +51,11 @@ FULL = {name: Config(name, text, weights=FILL, fills=True, **{"size": 16 * MIB, 
         for name, (text, more) in _SMALL.items()}
 """Disks small enough to be filled up."""
 
-CONFIGS |= FULL
+_MIXED_1K = CONFIGS["1k-mixed"]
+SERVED = {
+    "small-cache": replace(_MIXED_1K, name="small-cache", our_options=",cache_size=1"),     # blocks are missing often
+    "no-loop": replace(_MIXED_1K, name="no-loop", our_options=",noloop"),
+}
+"""Other ways to serve."""
+
+CONFIGS |= FULL | SERVED

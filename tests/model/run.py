@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,6 +48,7 @@ class Config:
     block_bytes: int = 4096
     whole_seconds: bool = False
     options: str = "rw,noatime"
+    our_options: str = ""       # more of them, for fusewire
     weights: dict[str, int] = field(default_factory=dict)
     reach: int = 300_000
     fills: bool = False
@@ -77,7 +79,7 @@ def run(config: Config, operations: Sequence[Operation]) -> None:
 
 
 def _run_mounted(config: Config, operations: Sequence[Operation], kernel: Path, ours: Path, clock: Clock) -> str:
-    with mounting.kernel_mount(kernel, config.options) as left, mounting.fusewire_mount(ours, config.options) as right:
+    with mounting.kernel_mount(kernel, config.options) as left, _our_mount(ours, config) as right:
         sides = [Side(left.root), Side(right.root)]
         try:
             for step, operation in enumerate(operations):
@@ -100,6 +102,10 @@ def _run_mounted(config: Config, operations: Sequence[Operation], kernel: Path, 
     if "Traceback" in text or "bug" in text or "corrupt" in text:
         raise Difference(-1, text)
     return text
+
+
+def _our_mount(image: Path, config: Config) -> AbstractContextManager[mounting.Mount]:
+    return mounting.fusewire_mount(image, config.options + config.our_options)
 
 
 def _compare_live(config: Config, operations: Sequence[Operation], sides: list[Side], clock: Clock, step: int) -> None:

@@ -20,7 +20,8 @@ SEED = int(os.environ.get("FUSEWIRE_SEED", "0")) or (random.randrange(1 << 30) i
 LENGTH = 1000 if LONG else 150
 SEEDS = 5 if LONG else 1
 USUAL = ("4k-mixed", "2k-mixed", "1k-data", "ext3-mixed", "ext3-1k-data", "no-csum-names", "orphan-file-mixed",
-         "no-journal-mixed", "inode-128-attributes", "ext2-mixed", "4k-attributes", "4k-names")
+         "no-journal-mixed", "inode-128-attributes", "ext2-mixed", "4k-attributes", "4k-names",
+         "small-cache", "no-loop")
 
 
 def judge(name: str, seed: int) -> None:
