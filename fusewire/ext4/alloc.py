@@ -54,7 +54,7 @@ def allocate(tx: "Transaction", goal: int, count: int, *, reserve: bool = False)
     clusters = min(-(-max(count, 1) // ratio), _available(tx, reserve))
     goal = min(max(goal, geometry.first_data_block), geometry.blocks - 1)
     start, taken = _search(tx, (goal - geometry.first_data_block) // ratio, clusters)
-    _take(tx, start, taken)
+    take(tx, start, taken)
     return Run(geometry.first_data_block + start * ratio, taken * ratio)
 
 
@@ -241,7 +241,8 @@ def _all_bits(tx: "Transaction", number: int) -> int:
     return (1 << -(-blocks // geometry.cluster_blocks)) - 1
 
 
-def _take(tx: "Transaction", first: int, count: int) -> None:
+def take(tx: "Transaction", first: int, count: int) -> None:
+    """Mark free clusters of one group, counted from the first of group 0, as used."""
     per_group = tx.geometry.blocks_per_group // tx.geometry.cluster_blocks
     number, bit = divmod(first, per_group)
     _set_bits(tx, number, bit, count, used=True)
@@ -251,7 +252,7 @@ def _take(tx: "Transaction", first: int, count: int) -> None:
 def _set_bits(tx: "Transaction", number: int, bit: int, count: int, *, used: bool) -> None:
     """Mark clusters of one group, and count them in its descriptor."""
     unused, mask = free_bits(tx, number), ((1 << count) - 1) << bit
-    if (unused & mask) != (mask if used else 0) or _system_bits(tx, number) & mask:
+    if (unused & mask) != (mask if used else 0) or system_bits(tx, number) & mask:
         raise Corrupt(Check.BITMAP_MISMATCH, group=number, bit=bit, count=count, expected="free" if used else "used")
     entry = _own_bitmap(tx, number)
     first, last = bit // 8, (bit + count - 1) // 8 + 1
@@ -304,10 +305,10 @@ def _initial(tx: "Transaction", number: int) -> int:
     """The used clusters of a group that was never written to, which has no bitmap on disk yet (BLOCK_UNINIT): its
     metadata, and what lies beyond its end."""
     whole = (1 << tx.geometry.block_bytes * 8) - 1
-    return whole & ~_all_bits(tx, number) | _system_bits(tx, number)
+    return whole & ~_all_bits(tx, number) | system_bits(tx, number)
 
 
-def _system_bits(tx: "Transaction", number: int) -> int:
+def system_bits(tx: "Transaction", number: int) -> int:
     """The clusters of a group that hold superblock, descriptors, bitmaps or inode tables, its own and others'."""
     assert tx.writing is not None
     known = tx.writing.system_bits

@@ -58,7 +58,7 @@ def find(fs: "Ext4", directory: Inode, name: bytes) -> int:
         raise Refused(errno.ENOENT)
     if directory.is_inline:
         found = _find_inline(fs, directory, sought)
-    elif _is_indexed(fs, directory):
+    elif is_indexed(fs, directory):
         found = _find_indexed(fs, directory, sought)
     else:
         found = _find_linear(fs, directory, sought)
@@ -94,7 +94,7 @@ def _read_blocks(fs: "Ext4", directory: Inode, cookie: int) -> Iterator[Name]:
         if beyond > file_block:
             file_block, within = beyond, 0
         try:
-            block = _block(fs, directory, file_block)
+            block = names_at(fs, directory, file_block)
         except BlockMiss:
             fs.remember(gap, file_block)
             raise
@@ -109,7 +109,7 @@ def _read_blocks(fs: "Ext4", directory: Inode, cookie: int) -> Iterator[Name]:
 
 def _begun_before(fs: "Ext4", directory: Inode, file_block: int, within: int) -> int:
     """How many names of a block have records that begin before an offset: records may have grown over it since."""
-    data = fs.cache.read(_device_block(fs, directory, file_block))
+    data = fs.cache.read(device_block(fs, directory, file_block))
     return sum(start < within for start in dirblock.starts(data))
 
 
@@ -122,7 +122,7 @@ def _find_linear(fs: "Ext4", directory: Inode, sought: Sought) -> Entry | None:
     file_block = first = fs.scans.pop(search, 0)
     try:
         for file_block in range(first, fs.geometry.blocks_for(directory.size)):
-            found = _find_in_block(_block(fs, directory, file_block), sought)
+            found = _find_in_block(names_at(fs, directory, file_block), sought)
             if found is not None:
                 return found
     except BlockMiss:
@@ -134,14 +134,14 @@ def _find_linear(fs: "Ext4", directory: Inode, sought: Sought) -> Entry | None:
 def _find_indexed(fs: "Ext4", directory: Inode, sought: Sought) -> Entry | None:
     """Search the leaves that the name's hash leads to; a broken or unusable index only costs speed."""
     if sought.name in DOTS:
-        return _find_in_block(_block(fs, directory, 0), sought)
+        return _find_in_block(names_at(fs, directory, 0), sought)
     try:
-        top = _root(fs, directory)
+        top = index_root(fs, directory)
         hash_value = _hash_of(fs, top, sought)
         if hash_value is None:
             return _find_linear(fs, directory, sought)
-        for leaf in htree.leaves(top, lambda block: _inner(fs, directory, block), hash_value):
-            found = _find_in_block(_block(fs, directory, leaf), sought)
+        for leaf in htree.leaves(top, lambda block: index_node(fs, directory, block), hash_value):
+            found = _find_in_block(names_at(fs, directory, leaf), sought)
             if found is not None:
                 return found
     except Corrupt as error:
@@ -184,7 +184,7 @@ def _shown(fs: "Ext4", directory: Inode, block: DirBlock) -> list[Entry]:
 
 def _with_hashes(fs: "Ext4", directory: Inode, block: DirBlock) -> list[tuple[Entry, tuple[int, int]]]:
     """Each entry with the pair that its presented name holds; see ``fscrypt`` for when that is (0, 0)."""
-    version = _order(fs, directory)
+    version = listing_order(fs, directory)
     if version is None:
         return [(entry, (0, 0)) for entry in block.entries]
     if directory.is_casefold:
@@ -193,13 +193,13 @@ def _with_hashes(fs: "Ext4", directory: Inode, block: DirBlock) -> list[tuple[En
     return [(entry, dirhash.dirhash(entry.name, version, seed)) for entry in block.entries]
 
 
-def _order(fs: "Ext4", directory: Inode) -> int | None:
+def listing_order(fs: "Ext4", directory: Inode) -> int | None:
     """The hash version in whose order the kernel lists a directory, None if it goes by the order of the blocks."""
     single = directory.is_inline or fs.geometry.block_of(directory.size) == 1
     version: int | None = None
-    if _is_indexed(fs, directory):
+    if is_indexed(fs, directory):
         try:
-            version = _root(fs, directory).version
+            version = index_root(fs, directory).version
         except Corrupt as error:
             if error.check not in UNUSABLE_INDEX:
                 raise
@@ -208,27 +208,30 @@ def _order(fs: "Ext4", directory: Inode) -> int | None:
     return version if directory.is_casefold or version in dirhash.COMPUTABLE else None
 
 
-def _is_indexed(fs: "Ext4", directory: Inode) -> bool:
+def is_indexed(fs: "Ext4", directory: Inode) -> bool:
+    """Whether a directory is to be searched by its hash tree."""
     return bool(directory.flags & FLAG_INDEX) and fs.has_dir_index
 
 
-def _root(fs: "Ext4", directory: Inode) -> htree.Root:
-    block = _device_block(fs, directory, 0)
+def index_root(fs: "Ext4", directory: Inode) -> htree.Root:
+    """The checked root of an indexed directory's hash tree.  Raises ``Corrupt``."""
+    block = device_block(fs, directory, 0)
     key = ("htree root", directory.number, directory.generation)
     return fs.cache.view(block, key, lambda data: htree.root(fs, directory, data),
                          lambda data: htree.check_node(fs, directory, data, 0))
 
 
-def _inner(fs: "Ext4", directory: Inode, file_block: int) -> htree.Node:
-    block = _device_block(fs, directory, file_block)
+def index_node(fs: "Ext4", directory: Inode, file_block: int) -> htree.Node:
+    """A checked inner node of an indexed directory's hash tree.  Raises ``Corrupt``."""
+    block = device_block(fs, directory, file_block)
     key = ("htree", directory.number, directory.generation)
     return fs.cache.view(block, key, lambda data: htree.inner(fs, directory, data, file_block),
                          lambda data: htree.check_node(fs, directory, data, file_block))
 
 
-def _block(fs: "Ext4", directory: Inode, file_block: int) -> DirBlock:
+def names_at(fs: "Ext4", directory: Inode, file_block: int) -> DirBlock:
     """The decoded entries of one block of a directory, which is read ahead if it is not in memory."""
-    block = _device_block(fs, directory, file_block)
+    block = device_block(fs, directory, file_block)
     if not fs.cache.holds(block):
         _read_ahead(fs, directory, file_block)
     key = ("directory", directory.number, directory.generation)
@@ -248,7 +251,8 @@ def _decode(fs: "Ext4", directory: Inode, data: bytes, base: int = 0, **where: o
                            inode=directory.number, **where)
 
 
-def _device_block(fs: "Ext4", directory: Inode, file_block: int) -> int:
+def device_block(fs: "Ext4", directory: Inode, file_block: int) -> int:
+    """Where a block of a directory lies on the device; ``Corrupt(DIRECTORY_HOLE)`` if nowhere."""
     if directory.has_extents:
         place = extents.device_block(fs, directory, file_block)
     else:
@@ -287,7 +291,7 @@ def _verify(fs: "Ext4", directory: Inode, data: bytes, file_block: int) -> None:
 
 def _is_node(fs: "Ext4", directory: Inode, data: bytes, file_block: int) -> bool:
     """Whether a block of an indexed directory is a node of the tree: the root, or one unused entry as long as it."""
-    if not _is_indexed(fs, directory):
+    if not is_indexed(fs, directory):
         return False
     return file_block == 0 or dirblock.is_one_record(data)
 

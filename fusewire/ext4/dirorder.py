@@ -29,12 +29,12 @@ def read(fs: "Ext4", of: Inode, cookie: int) -> Iterator[Name]:
     """The names from a cookie on, "." and ".." among them.  Raises ``Corrupt`` or ``BlockMiss`` when advanced."""
     if fs.writing is None or of.is_inline or of.is_casefold or of.is_encrypted:
         return directory.read(fs, of, cookie)
-    version = directory._order(fs, of)
+    version = directory.listing_order(fs, of)
     return directory.read(fs, of, cookie) if version is None else _by_hash(fs, of, version, cookie)
 
 
 def _by_hash(fs: "Ext4", of: Inode, version: int, cookie: int) -> Iterator[Name]:
-    dots = directory._block(fs, of, 0).names
+    dots = directory.names_at(fs, of, 0).names
     for place, name in enumerate(DOTS, 1):
         entry = dots.get(name)
         if entry is not None and place > cookie:
@@ -49,10 +49,11 @@ def _by_hash(fs: "Ext4", of: Inode, version: int, cookie: int) -> Iterator[Name]
 
 def _groups(fs: "Ext4", of: Inode, version: int, key: int) -> Iterator[list[Ordered]]:
     """The names from the leaf on that holds a key: leaf by leaf, those in which one hash goes on taken together."""
-    if not directory._is_indexed(fs, of):
+    if not directory.is_indexed(fs, of):
         yield _sorted(_keyed(fs, of, version, 0, 0, _END))
         return
-    path = htree._descend(directory._root(fs, of), lambda block: directory._inner(fs, of, block), key >> 32 << 1)
+    path = htree.descend(directory.index_root(fs, of), lambda block: directory.index_node(fs, of, block),
+                         key >> 32 << 1)
     low: int | None = path[-1][0].hashes[path[-1][1]]
     while low is not None:
         rows: list[Ordered] = []
@@ -60,7 +61,7 @@ def _groups(fs: "Ext4", of: Inode, version: int, key: int) -> Iterator[list[Orde
         while True:
             node, index = path[-1]
             leaf = node.blocks[index]
-            low = htree._advance(path, lambda block: directory._inner(fs, of, block))
+            low = htree.advance(path, lambda block: directory.index_node(fs, of, block))
             rows += _keyed(fs, of, version, leaf, first, _END if low is None else low | CONTINUED)
             if low is None or not low & CONTINUED:
                 break
@@ -69,7 +70,7 @@ def _groups(fs: "Ext4", of: Inode, version: int, key: int) -> Iterator[list[Orde
 
 def _keyed(fs: "Ext4", of: Inode, version: int, file_block: int, low: int, high: int) -> list[Ordered]:
     """The names of a block with their keys; one whose hash is not of this leaf, in [low, high], comes first in it."""
-    block = directory._block(fs, of, file_block)
+    block = directory.names_at(fs, of, file_block)
     hashed: list[tuple[int, int, Entry]] | None = block.ordered
     if hashed is None:
         seed = fs.superblock.hash_seed

@@ -22,12 +22,12 @@ MAX_BLOCKS = 1 << 28            # a hash tree's block numbers have 28 bits
 
 def names(fs: "Ext4", of: Inode, file_block: int) -> DirBlock:
     """The checked and decoded names of a block."""
-    return directory._block(fs, of, file_block)
+    return directory.names_at(fs, of, file_block)
 
 
 def device_block(fs: "Ext4", of: Inode, file_block: int) -> int:
     """Where a block of a directory lies on the device; ``Corrupt(DIRECTORY_HOLE)`` if nowhere."""
-    return directory._device_block(fs, of, file_block)
+    return directory.device_block(fs, of, file_block)
 
 
 def records_end(fs: "Ext4") -> int:
@@ -62,7 +62,7 @@ def point(tx: "Transaction", of: Inode, file_block: int, link: Link) -> None:
     block, known, free = _look(tx, of, file_block)
     owned = tx.edit_keeping(block)
     owned.views[_names_key(of)] = dirrecords.point(owned.data, known, free, link)
-    if file_block or not directory._is_indexed(tx, of):
+    if file_block or not directory.is_indexed(tx, of):
         seal(tx, of, block)
     elif tx.has_checksums:
         seed = tx.seed_of(of)
@@ -79,7 +79,7 @@ def _look(fs: "Ext4", of: Inode, file_block: int) -> tuple[int, DirBlock, Room]:
     known, block = names(fs, of, file_block), device_block(fs, of, file_block)
     free: Room | None = fs.cache.entry(block).views.get(_room_key(of))
     if free is None:
-        end = fs.geometry.block_bytes if directory._is_indexed(fs, of) and not file_block else records_end(fs)
+        end = fs.geometry.block_bytes if directory.is_indexed(fs, of) and not file_block else records_end(fs)
         free = fs.cache.view(block, _room_key(of),
                              lambda data: dirrecords.room(data, end, inode=of.number, file_block=file_block))
     return block, known, free

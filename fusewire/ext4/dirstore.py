@@ -44,7 +44,7 @@ def add(tx: "Transaction", of: Inode, name: bytes, number: int, mode: int) -> In
     Raises ``Refused(ENOSPC)``: the directory cannot grow.
     """
     link = _link(tx, name, number, mode)
-    if directory._is_indexed(tx, of):
+    if directory.is_indexed(tx, of):
         try:
             return _touched(tx, htreestore.add(tx, of, link))
         except Corrupt as error:
@@ -112,7 +112,7 @@ def _touched(tx: "Transaction", of: Inode) -> Inode:
 
 def _candidates(fs: "Ext4", of: Inode, name: bytes) -> Iterator[int]:
     """The blocks that can hold a name."""
-    if directory._is_indexed(fs, of):
+    if directory.is_indexed(fs, of):
         if name in directory.DOTS:
             return iter((0,))
         try:

@@ -42,7 +42,7 @@ class Step(NamedTuple):
 
 def insert(tx: "Transaction", inode: Inode, run: Run, *, reserve: bool = False) -> Inode:
     """Map a hole: ``run`` (with a start) joins the tree, merged with the extents that it continues."""
-    path = _path(tx, inode, run.file_block)
+    path = path_to(tx, inode, run.file_block)
     return _store_leaf(tx, inode, path, _merged([*_runs(path[-1].node), run]), run.file_block, reserve)
 
 
@@ -54,7 +54,7 @@ def convert(tx: "Transaction", inode: Inode, first: int, end: int, *, unwritten:
     for _ in range(LEAVES_AT_ONCE):
         if first >= end:
             break
-        path = _path(tx, inode, first)
+        path = path_to(tx, inode, first)
         stop = min(end, path[-1].node.end)
         old = _runs(path[-1].node)
         new = _merged([part for run in old for part in _converted(run, first, stop, unwritten)])
@@ -70,7 +70,7 @@ def unmap(tx: "Transaction", inode: Inode, first: int, end: int, budget: int) ->
     Returns the inode and whether all is done.
     """
     while budget > 0:
-        path = _path(tx, inode, end - 1)
+        path = path_to(tx, inode, end - 1)
         old = _runs(path[-1].node)
         inside = [run.file_block for run in old if run.file_block < end][-budget:]
         lowest = max([first, _first_of(path), *inside[:1]])
@@ -91,7 +91,7 @@ def empty_root() -> bytes:
     return _HEADER.pack(extents.MAGIC, 0, ROOT_ENTRIES, 0, 0).ljust(60, b"\0")
 
 
-def _path(tx: "Transaction", inode: Inode, file_block: int) -> list[Step]:
+def path_to(tx: "Transaction", inode: Inode, file_block: int) -> list[Step]:
     """The nodes from the root to the leaf that holds a file block, or would; its neighbours in the leaf, too."""
     node, block, path = extents.root_of(tx, inode), None, []
     if node.depth and not node.firsts:

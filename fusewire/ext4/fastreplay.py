@@ -208,7 +208,7 @@ def _take_number(tx: "Transaction", number: int, is_dir: bool) -> None:
         for never in range(tx.geometry.inodes_per_group - desc.itable_unused, index):
             block, offset = inodestore.place(tx, number - index + never)
             tx.edit_keeping(block).data[offset:offset + tx.geometry.inode_bytes] = bytes(tx.geometry.inode_bytes)
-    inodealloc._mark(tx, in_group, index, is_dir, used=True)
+    inodealloc.mark(tx, in_group, index, is_dir, used=True)
 
 
 def _ordinary(tx: "Transaction", number: int) -> InodeNumber:
@@ -279,13 +279,13 @@ def mark_used(tx: "Transaction", start: int, count: int) -> None:
         number, bit = divmod(first, per_group)
         length = min(count, per_group - bit)
         mask = ((1 << length) - 1) << bit
-        if alloc._system_bits(tx, number) & mask:
+        if alloc.system_bits(tx, number) & mask:
             raise Corrupt(Check.FASTCOMMIT_RECORD, group=number, bit=bit, count=length)
         unused = alloc.free_bits(tx, number) & mask
         while unused:
             low = (unused & -unused).bit_length() - 1
             run = ((~unused >> low) & -(~unused >> low)).bit_length() - 1
-            alloc._take(tx, number * per_group + low, run)
+            alloc.take(tx, number * per_group + low, run)
             unused &= ~(((1 << run) - 1) << low)
         first, count = first + length, count - length
 
@@ -390,7 +390,7 @@ def _walk(number: int, mapped: _Mapped, tx: "Transaction", at: int) -> int | Non
 
 def _leaf(tx: "Transaction", of: Inode, at: int) -> tuple[list[tuple[int, int]], list[int], int | None]:
     """(runs of blocks, nodes on the way, the next place) of the leaf for a file block."""
-    path = extentstore._path(tx, of, at)
+    path = extentstore.path_to(tx, of, at)
     leaf = path[-1].node
     nodes = [step.block for step in path if step.block is not None]
     return list(zip(leaf.starts, leaf.counts, strict=True)), nodes, (
@@ -399,7 +399,7 @@ def _leaf(tx: "Transaction", of: Inode, at: int) -> tuple[list[tuple[int, int]],
 
 def _pointers(tx: "Transaction", of: Inode, at: int) -> tuple[list[tuple[int, int]], list[int], int | None]:
     """The same for a block map, some runs at a time."""
-    runs, nodes, largest = [], set[int](), mapstore._largest(tx)
+    runs, nodes, largest = [], set[int](), mapstore.largest(tx)
     for _ in range(PIECES_AT_ONCE):
         run = blockmap.find(tx, of, at)
         if run.start is not None:
@@ -412,7 +412,7 @@ def _pointers(tx: "Transaction", of: Inode, at: int) -> tuple[list[tuple[int, in
 
 
 def _pointer_blocks(tx: "Transaction", of: Inode, file_block: int) -> Iterator[int]:
-    data, indexes = of.block, mapstore._indexes(tx, file_block)
+    data, indexes = of.block, mapstore.indexes(tx, file_block)
     for index in indexes[:-1]:
         block = int.from_bytes(data[index * 4:index * 4 + 4], "little")
         yield block

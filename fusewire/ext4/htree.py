@@ -91,17 +91,17 @@ def _node(fs: "Ext4", directory: Inode, data: bytes, file_block: int, at: int) -
 
 def leaves(top: Root, inner_node: InnerNode, hash_value: int) -> Iterator[int]:
     """The file blocks of the leaves that can hold names of a hash: one, and those in which the same hash goes on."""
-    path = _descend(top, inner_node, hash_value)
+    path = descend(top, inner_node, hash_value)
     for _ in range(MAX_CONTINUED):
         node, index = path[-1]
         yield node.blocks[index]
-        following = _advance(path, inner_node)
+        following = advance(path, inner_node)
         if following is None or not following & CONTINUED or following & ~CONTINUED != hash_value:
             return
     raise Corrupt(Check.HTREE_DEPTH, hash=f"{hash_value:#x}", leaves=MAX_CONTINUED)
 
 
-def _descend(top: Root, inner_node: InnerNode, hash_value: int) -> list[tuple[Node, int]]:
+def descend(top: Root, inner_node: InnerNode, hash_value: int) -> list[tuple[Node, int]]:
     """The path from the root to the entry for a hash: (node, index) per level."""
     node = top.node
     path = [(node, bisect_right(node.hashes, hash_value) - 1)]
@@ -111,7 +111,7 @@ def _descend(top: Root, inner_node: InnerNode, hash_value: int) -> list[tuple[No
     return path
 
 
-def _advance(path: list[tuple[Node, int]], inner_node: InnerNode) -> int | None:
+def advance(path: list[tuple[Node, int]], inner_node: InnerNode) -> int | None:
     """Move the path to the next leaf; the hash that leads there, None at the end."""
     depth = len(path) - 1
     while depth >= 0 and path[depth][1] + 1 >= len(path[depth][0].blocks):

@@ -43,7 +43,7 @@ class Step(NamedTuple):
 def leaves(fs: "Ext4", of: Inode, name: bytes) -> Iterator[int]:
     """The blocks of an indexed directory that can hold a name.  Raises ``Corrupt`` for an index that is broken."""
     top = _root(fs, of)
-    return htree.leaves(top, lambda block: directory._inner(fs, of, block), _hash_of(fs, top.version, name))
+    return htree.leaves(top, lambda block: directory.index_node(fs, of, block), _hash_of(fs, top.version, name))
 
 
 def add(tx: "Transaction", of: Inode, link: Link) -> Inode:
@@ -88,7 +88,7 @@ def index(tx: "Transaction", of: Inode, link: Link) -> Inode:
 
 
 def _root(fs: "Ext4", of: Inode) -> Root:
-    top = directory._root(fs, of)
+    top = directory.index_root(fs, of)
     if top.version not in dirhash.COMPUTABLE:
         raise Corrupt(Check.HTREE_ROOT, inode=of.number, hash_version=top.version)
     return top
@@ -104,7 +104,7 @@ def _path(fs: "Ext4", of: Inode, top: Root, value: int) -> list[Step]:
     path = [Step(0, node, bisect_right(node.hashes, value) - 1)]
     for _ in range(top.levels):
         file_block = node.blocks[path[-1].taken]
-        node = directory._inner(fs, of, file_block)
+        node = directory.index_node(fs, of, file_block)
         path.append(Step(file_block, node, bisect_right(node.hashes, value) - 1))
     return path
 

@@ -36,14 +36,14 @@ def allocate(tx: "Transaction", parent: Inode, directory: bool) -> int:
     if found is None:
         raise Refused(errno.ENOSPC)
     number, index = found
-    _mark(tx, number, index, directory, used=True)
+    mark(tx, number, index, directory, used=True)
     return number * tx.geometry.inodes_per_group + index + 1
 
 
 def free(tx: "Transaction", number: int, directory: bool) -> None:
     """Give an inode number back.  Raises ``Corrupt(BITMAP_MISMATCH)`` if it was not in use."""
     in_group, index = tx.geometry.group_of_inode(number)
-    _mark(tx, in_group, index, directory, used=False)
+    mark(tx, in_group, index, directory, used=False)
     assert tx.writing is not None
     tx.writing.roomy_tables.add(in_group)
 
@@ -113,7 +113,8 @@ def _initial(tx: "Transaction") -> bytes:
     return (((1 << (size * 8 - bits)) - 1) << bits).to_bytes(size, "little")
 
 
-def _mark(tx: "Transaction", number: int, index: int, directory: bool, *, used: bool) -> None:
+def mark(tx: "Transaction", number: int, index: int, directory: bool, *, used: bool) -> None:
+    """Mark an inode of a group, by its index there, as used or free, and count it."""
     desc = group.load(tx, number)
     before = bitmap(tx, number, desc)
     byte, bit = index // 8, 1 << index % 8

@@ -45,7 +45,7 @@ def release(tx: "Transaction", inode: Inode) -> bool:
 
 def _has_blocks(tx: "Transaction", inode: Inode) -> bool:
     """Whether the block array maps blocks: of files and directories, and of links that are not stored in it."""
-    return inode.is_regular or inode.is_dir or (inode.is_symlink and not namespace._is_fast(tx, inode))
+    return inode.is_regular or inode.is_dir or (inode.is_symlink and not namespace.is_fast_link(tx, inode))
 
 
 def _cut_metadata(tx: "Transaction", inode: Inode) -> tuple[Inode, bool]:

@@ -27,7 +27,7 @@ def prepare(tx: "Transaction", inode: Inode, file_block: int, goal: int, *, rese
 
     ``reserve`` is what ``alloc.allocate`` is told for them.  Raises ``Refused``: EFBIG, ENOSPC.
     """
-    way, grown = _indexes(tx, file_block), 0
+    way, grown = indexes(tx, file_block), 0
     array = bytearray(inode.block)
     holder, at = None, way[0]
     for index in way[1:]:
@@ -65,7 +65,7 @@ def insert(tx: "Transaction", inode: Inode, file_block: int, start: int, count: 
 
 def _point(tx: "Transaction", inode: Inode, file_block: int, targets: range) -> Inode:
     """Set neighbouring pointers, all in one pointer block that is there, or in the inode."""
-    *above, at = _indexes(tx, file_block)
+    *above, at = indexes(tx, file_block)
     words = struct.pack(f"<{len(targets)}I", *targets)
     array, holder = bytearray(inode.block), 0
     for index in above:
@@ -82,7 +82,7 @@ def unmap(tx: "Transaction", inode: Inode, first: int, end: int, budget: int) ->
 
     Returns the inode and whether all is done.
     """
-    end = min(end, _largest(tx))
+    end = min(end, largest(tx))
     while budget > 0 and end > first:
         run = blockmap.find(tx, inode, end - 1)
         low = max(first, run.file_block)
@@ -95,12 +95,13 @@ def unmap(tx: "Transaction", inode: Inode, first: int, end: int, budget: int) ->
     return inode, end <= first
 
 
-def _largest(tx: "Transaction") -> int:
+def largest(tx: "Transaction") -> int:
+    """How many file blocks a block map can map."""
     pointers = tx.geometry.block_bytes // 4
     return DIRECT + pointers + pointers ** 2 + pointers ** 3
 
 
-def _indexes(tx: "Transaction", file_block: int) -> list[int]:
+def indexes(tx: "Transaction", file_block: int) -> list[int]:
     """The way to a file block: an index into the inode's block array, then one into each pointer block."""
     if file_block < DIRECT:
         return [file_block]
@@ -115,7 +116,7 @@ def _indexes(tx: "Transaction", file_block: int) -> list[int]:
 def _clear(tx: "Transaction", inode: Inode, low: int, end: int) -> Inode:
     """Clear the pointers of file blocks [low, end), which one pointer block (or the inode) holds; free what empties."""
     freed = end - low
-    way = _indexes(tx, low)
+    way = indexes(tx, low)
     holders: list[int] = []
     array = bytearray(inode.block)
     for depth in range(len(way) - 1):

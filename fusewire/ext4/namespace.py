@@ -63,7 +63,7 @@ def _target(fs: "Ext4", link: Inode) -> bytes:
         if len(target) != link.size:
             raise Corrupt(Check.SYMLINK_SIZE, inode=link.number, size=link.size, stored=len(target))
         return target
-    if _is_fast(fs, link):
+    if is_fast_link(fs, link):
         if link.size >= FAST_SYMLINK_BYTES:
             raise Corrupt(Check.SYMLINK_SIZE, inode=link.number, size=link.size)
         return link.block[:link.size]
@@ -75,7 +75,7 @@ def _target(fs: "Ext4", link: Inode) -> bytes:
     return fs.cache.read(run.start - run.file_block)[:link.size]
 
 
-def _is_fast(fs: "Ext4", link: Inode) -> bool:
+def is_fast_link(fs: "Ext4", link: Inode) -> bool:
     """Whether the target stands in the block array: the link owns no block but, perhaps, one of attributes.
 
     With ea_inode, values in inodes of their own count as the link's blocks too, so its size has to tell.

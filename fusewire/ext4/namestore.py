@@ -212,7 +212,7 @@ def check_project(parent: Inode, child: Inode) -> None:
 def check_links(tx: "Transaction", parent: Inode) -> None:
     """Raise ``Refused(EMLINK)`` if a directory can have no more subdirectories; indexed ones may stop counting."""
     if parent.links >= MAX_LINKS and not (Feature.DIR_NLINK in tx.superblock.features
-                                          and directory._is_indexed(tx, parent)):
+                                          and directory.is_indexed(tx, parent)):
         raise Refused(errno.EMLINK)
 
 
@@ -221,7 +221,7 @@ def count_subdirectory(tx: "Transaction", parent: Inode, change: int) -> Inode:
     links = parent.links
     if change > 0:
         links += 1
-        if directory._is_indexed(tx, parent) and (links > MAX_LINKS or links == MANY_LINKS + 1):
+        if directory.is_indexed(tx, parent) and (links > MAX_LINKS or links == MANY_LINKS + 1):
             links = MANY_LINKS
     elif links > EMPTY_DIRECTORY_LINKS:
         links -= 1

@@ -85,7 +85,7 @@ def test_trees_of_two_levels(mounts: None, features: str) -> None:
         populate.hashed(2600, 60)(mounted.root)
     with Core(path) as core:
         found = core.at("/hashed-2600")
-        assert core.run(directory._root, found).levels == 1
+        assert core.run(directory.index_root, found).levels == 1
         names = names_in(core, "/hashed-2600")
         assert len(names) == 2602
         find_all(core, "/hashed-2600", names)
@@ -98,7 +98,7 @@ def test_nodes_are_those_that_debugfs_dumps(arguments: str) -> None:
     with Core(path) as core:
         shown = run_tool("debugfs", "-R", "htree_dump /hashed-300", path).split("Reading directory block")[0]
         entries = re.findall(r"Entry #\d+: Hash 0x([0-9a-f]+), block (\d+)", shown.split("\n\n")[0])
-        top = core.run(directory._root, core.at("/hashed-300"))
+        top = core.run(directory.index_root, core.at("/hashed-300"))
         assert top.node.hashes == [int(value, 16) for value, _ in entries]
         assert top.node.blocks == [int(block) for _, block in entries]
         assert f"Hash Version: {top.version % 3}\n" in shown and f"Indirect levels: {top.levels}\n" in shown
@@ -226,7 +226,7 @@ def test_more_colliding_leaves_than_are_followed_are_searched_from_end_to_end() 
     value = planted.hash_of(b"wanted")
     planted.leaf(100, [b"wanted"])
     core = planted.root([(0, 101), (value, 1), *((value | CONTINUED, block) for block in range(2, 101))])
-    top = core.run(directory._root, core.inode(planted.number))
+    top = core.run(directory.index_root, core.inode(planted.number))
     with pytest.raises(Corrupt) as caught:
         list(htree.leaves(top, lambda block: top.node, value))
     assert caught.value.check is Check.HTREE_DEPTH
@@ -297,7 +297,8 @@ def check_root(make: Callable[[Planted], Core], check: Check, /, **where: object
 
 
 def walk(fs: Ext4, found: Inode, value: int) -> list[int]:
-    return list(htree.leaves(directory._root(fs, found), lambda block: directory._inner(fs, found, block), value))
+    top = directory.index_root(fs, found)
+    return list(htree.leaves(top, lambda block: directory.index_node(fs, found, block), value))
 
 
 @pytest.mark.parametrize(("fields", "where"), [
@@ -317,7 +318,7 @@ def test_three_levels_only_with_large_dir() -> None:
     planted = Planted(features=",large_dir")
     with pytest.raises(Corrupt) as caught:
         core = planted.root([(0, 1)], 3)
-        core.run(directory._root, core.inode(planted.number))
+        core.run(directory.index_root, core.inode(planted.number))
     assert caught.value.check is Check.HTREE_DEPTH and caught.value.where["levels"] == 3
 
 
@@ -342,7 +343,7 @@ def test_a_count_or_limit_that_cannot_be(limit: int, count: int) -> None:
         struct.pack_into("<HH", raw, htree.ROOT_ENTRIES_AT, limit, count)
     core = Core(planted.editor.data)
     with pytest.raises(Corrupt) as caught:
-        core.run(directory._root, core.inode(planted.number))
+        core.run(directory.index_root, core.inode(planted.number))
     assert caught.value.check is Check.HTREE_NODE
     assert caught.value.where == {"inode": planted.number, "file_block": 0, "limit": limit, "count": count}
     assert planted.find(core, b"wanted") == 13

@@ -50,7 +50,7 @@ def many(writer: Writer, number: int, names: list[bytes], target: int, at_once: 
 
 def levels(writer: Writer, number: int) -> int:
     of = writer.inode(number)
-    return writer.run(directory._root, of).levels if of.flags & FLAG_INDEX else 0
+    return writer.run(directory.index_root, of).levels if of.flags & FLAG_INDEX else 0
 
 
 def dumped(writer: Writer, number: int) -> str:
@@ -101,13 +101,13 @@ def test_a_tree_of_two_levels(block: int, features: str) -> None:
 def shape_of(core: Core, path: str) -> list[tuple[int, int, list[bytes]]]:
     """The leaves of a directory's tree in order: hash, block, names in their places."""
     of = core.at(path)
-    top = core.run(directory._root, of)
+    top = core.run(directory.index_root, of)
     rows = [(value, block, top.levels) for value, block in zip(*top.node, strict=True)]
     while any(level for _, _, level in rows):
         rows = [row for value, block, level in rows for row in (
             [(value, block, 0)] if not level else
             [(inner or value, child, level - 1)
-             for inner, child in zip(*core.run(directory._inner, of, block), strict=True)])]
+             for inner, child in zip(*core.run(directory.index_node, of, block), strict=True)])]
     return [(value, block, [entry.name for entry in core.run(dirspace.names, of, block).entries])
             for value, block, _ in rows]
 
@@ -228,7 +228,7 @@ def test_equal_hashes_go_on_in_the_next_leaf(monkeypatch: pytest.MonkeyPatch) ->
         names = [b"%d" % index + LONG for index in range(60)]
         for name in names:
             add(writer, number, name)
-        top = writer.run(directory._root, writer.inode(number)).node
+        top = writer.run(directory.index_root, writer.inode(number)).node
         assert len(top.blocks) > 10
         assert all(value & 1 for value in top.hashes[1:])
         assert_views_are_what_decoding_gives(writer, number)
@@ -258,7 +258,7 @@ def test_names_that_collide_in_truth_are_found_by_the_kernel(mounts: None) -> No
         names += [b"n" * 234 + b"alone%d" % index for index in range(10)]
         random.Random(1).shuffle(names)
         many(writer, number, names, target, 1)
-        assert any(value & 1 for value in writer.run(directory._root, writer.inode(number)).node.hashes)
+        assert any(value & 1 for value in writer.run(directory.index_root, writer.inode(number)).node.hashes)
         settle(writer, number, target)
         writer.check()
         with kernel_side(path) as kernel:
