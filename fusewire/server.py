@@ -22,8 +22,9 @@ from functools import partial
 from typing import Any
 
 from fusewire import fileio, log, ops, uapi, wire
+from fusewire.batchwriter import Log
 from fusewire.blockdev import BlockDevice, BlockReader, Fetched
-from fusewire.committer import Committer, Log
+from fusewire.committer import Committer
 from fusewire.ext4 import commit, mountstate
 from fusewire.ext4.batch import ClosedBatch
 from fusewire.ext4.blocks import BlockMiss

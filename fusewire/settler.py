@@ -79,7 +79,7 @@ class Settler:
         if self._log is not None and not self._log.is_last:
             self._write_superblock(self._log, self._log.came_home())
         commit.durable(self._fs, closed)
-        commit.home(self._fs, closed)
+        commit.home(self._fs, closed.entries)
 
     def _write_log(self, log: Journaled, blocks: Mapping[int, bytes]) -> None:
         """No revocations: older copies of blocks are not in the log any more."""

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from fusewire import ioctl, loopdev, partition, sourcelock, writable
 from fusewire.arguments import Failure
+from fusewire.batchwriter import Log
 from fusewire.blockdev import BlockDevice
-from fusewire.committer import Log
 from fusewire.ext4.blocks import BlockCache
 from fusewire.ext4.errors import Corrupt, Ext4Error
 from fusewire.ext4.features import Feature

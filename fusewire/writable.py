@@ -14,8 +14,8 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
+from fusewire.batchwriter import Log, batch_limit
 from fusewire.blockdev import BlockDevice, BlockReader
-from fusewire.committer import Log, batch_limit
 from fusewire.ext4 import (
     checksum,
     commit,

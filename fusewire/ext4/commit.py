@@ -6,6 +6,7 @@ Between these calls the caller does the I/O, in another thread if it likes: a cl
 journal, a closed batch is written home at once, and ``durable`` and ``home`` follow together.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from . import statfs, superstore
@@ -49,10 +50,10 @@ def durable(fs: "Ext4", closed: ClosedBatch) -> None:
         fs.writing.held.remove(first, count)
 
 
-def home(fs: "Ext4", closed: ClosedBatch) -> None:
-    """The batch's blocks are in their places: the cache may forget those that no later batch has changed."""
+def home(fs: "Ext4", entries: Mapping[int, CachedBlock]) -> None:
+    """Blocks of closed batches are in their places: the cache may forget those that no later batch has changed."""
     super_block, _ = superstore.place(fs)
-    for block, entry in closed.entries.items():
+    for block, entry in entries.items():
         if block != super_block:
             fs.cache.unpin(block, entry)
 

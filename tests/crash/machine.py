@@ -11,7 +11,8 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
-from fusewire.committer import Committer, Log, batch_limit
+from fusewire.batchwriter import Log, batch_limit
+from fusewire.committer import Committer
 from fusewire.ext4 import commit, journalfile, mountstate, orphan
 from fusewire.ext4.blocks import BlockMiss
 from fusewire.ext4.filesystem import Ext4, Options

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fusewire.committer import Log
+from fusewire.batchwriter import Log
 from fusewire.ext4 import journalformat
 from fusewire.ext4.journalsuper import JournalSuperblock, is_after
 from tests.crash.recorder import Event, Write

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
-from fusewire import committer
+from fusewire import batchwriter
 from fusewire.ext4 import checksum, journalfile, layout, orphan, recovery
 from fusewire.ext4.features import Feature
 from fusewire.ext4.filesystem import Options
@@ -73,10 +73,10 @@ class Recording:
         self.machine = machine = Machine(self.recorder, *place, chance.choice((None, None, 40)))
         self.workload = Workload(machine, chance, root)
         first = Snapshot(self.workload.root)
-        leisure, share = (0.05, committer.CHECKPOINT_SHARE) if chance.random() < 0.5 else (0.0, FULL_LOG)
+        leisure, share = (0.05, batchwriter.CHECKPOINT_SHARE) if chance.random() < 0.5 else (0.0, FULL_LOG)
         machine.start()
         try:
-            with patch.object(committer, "CHECKPOINT_SHARE", share):
+            with patch.object(batchwriter, "CHECKPOINT_SHARE", share):
                 self.workload.run(chance.choice(OPERATIONS), chance.choice((0.02, 0.08, 0.3)), leisure)
                 if chance.random() < FINISHED:
                     self.workload.finish()

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from fusewire import committer as subject
-from fusewire.committer import Committer, Log, batch_limit
+from fusewire import batchwriter as subject
+from fusewire.batchwriter import Log, batch_limit
+from fusewire.committer import Committer
 from fusewire.ext4 import commit, inodestore
 from fusewire.ext4.journal import JournalWriter
 from fusewire.ext4.journalsuper import Checksums

@@ -407,10 +407,10 @@ def test_a_block_goes_home_once_and_newer_ones_stay() -> None:
         first = commit.close(fs, 0)
         writer.change(lambda tx: tx.edit(3000).__setitem__(0, 9))
         second = commit.close(fs, 0)
-        commit.home(fs, first)
+        commit.home(fs, first.entries)
         assert 3000 in fs.cache._pinned and fs.cache.read(3000)[0] == 9
         writer.change(lambda tx: tx.revoke(3000))
-        commit.home(fs, second)
+        commit.home(fs, second.entries)
         assert not fs.cache.holds(3000), "freed meanwhile: what was there is nobody's"
 
 

@@ -75,7 +75,7 @@ class Writer(Core):
         for block, data in closed.blocks.items():
             os.pwrite(self._out, data, block * self.block_bytes)
         commit.durable(self.fs, closed)
-        commit.home(self.fs, closed)
+        commit.home(self.fs, closed.entries)
         self.closed, self.last = self.closed + 1, closed
 
     def check(self) -> None:

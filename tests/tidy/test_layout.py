@@ -22,6 +22,7 @@ LAYERS = (
     ("filewrite",),
     ("waiting", "workers", "writable"),
     ("fileio", "committer", "settler", "replayed"),
+    ("batchwriter",),
     ("session",),
     ("wirelog",),
     ("wire", "wire.*"),
@@ -147,4 +148,4 @@ def test_only_loop_and_journal_catch_everything() -> None:
               if isinstance(node, ast.ExceptHandler)
               and (node.type is None or (isinstance(node.type, ast.Name) and node.type.id in ("Exception",
                                                                                              "BaseException")))]
-    assert {place.split(":")[0] for place in places} <= {"server", "committer"}, places
+    assert {place.split(":")[0] for place in places} <= {"server", "committer", "batchwriter"}, places

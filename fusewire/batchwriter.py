@@ -1,0 +1,192 @@
+"""The order in which batches reach the device: through the journal, then home.
+
+    write()        the records into the log, flush ─▶ the commit block, flush: the batch is durable
+    checkpoint()   what is durable home, flush ─▶ the log's tail, flush: its room is free again
+
+W1  File data that operations have written, and the records, are flushed before the commit block is written: a batch
+    that names data is never durable before the data.
+W2  A block goes home only after the batch that holds it is durable; the log's tail moves only after that is flushed.
+W3  After a failed write nothing more is written but a note of it.
+W4  A commit block cannot be torn: its place is zeroed, durably, before it is written, and only its first sector holds
+    anything.  What old blocks leave in the others would fail its checksum, and recovery then refuses the whole log.
+W5  Only a block whose copy the log holds needs a revocation, and an empty log needs none.  So the size of a batch is
+    that of its blocks (``batch_limit``), whatever it frees.
+
+A ``BatchWriter`` sees closed batches, the journal's writer and the device, nothing else: it may run in a thread
+(``committer``).
+"""
+
+import errno
+import time
+from collections.abc import Callable
+
+from fusewire import log
+from fusewire.blockdev import BlockDevice
+from fusewire.ext4.batch import ClosedBatch
+from fusewire.ext4.blocks import CachedBlock
+from fusewire.ext4.journal import JournalWriter
+from fusewire.ext4.journalfile import JournalFile
+from fusewire.ext4.units import Geometry
+
+CHECKPOINT_BLOCKS = 8192        # blocks waiting to go home; more would only cost memory
+CHECKPOINT_SHARE = 2            # …or this part of the log being in use
+WRITE_AT_ONCE = 256             # blocks of one write
+BATCH_BLOCKS = 4096             # more in one batch saves no time, and two batches and what waits are in memory
+
+Entries = dict[int, CachedBlock]
+
+
+class Log:
+    """The journal of one file system: its writer, and where its blocks lie."""
+
+    def __init__(self, writer: JournalWriter, file: JournalFile) -> None:
+        self.writer, self.file = writer, file
+
+
+def batch_limit(journal: Log | None) -> int:
+    """The most blocks that a batch may collect before it is closed, which adds the superblock to it."""
+    return BATCH_BLOCKS if journal is None else min(BATCH_BLOCKS, journal.writer.max_blocks - 1)
+
+
+class BatchWriter:
+    """The device's side: writes one batch after the other, and waits for each."""
+
+    def __init__(self, device: BlockDevice, geometry: Geometry, journal: Log | None) -> None:
+        assert journal is None or not journal.writer.in_log(), "what the log holds is brought home before"
+        self._device, self._geometry, self._log = device, geometry, journal
+        self._homeless: Entries = {}    # the newest durable content of blocks whose copies are in the log only
+        self.failure: OSError | None = None
+
+    def attempt(self, job: Callable[[], Entries]) -> tuple[Entries, OSError | None]:
+        """What a job returns, and None; or why it failed, or one before it (W3)."""
+        if self.failure is None:
+            try:
+                return job(), None
+            except OSError as error:
+                self._fail(error)
+            except Exception as error:  # those who wait must hear of it, too
+                log.bug("journal_failed", error)
+                self._fail(OSError(errno.EIO, f"{type(error).__name__}: {error}"))
+        return {}, self.failure
+
+    def start(self, superblock: tuple[int, bytes]) -> None:
+        """Say on disk that the log is in use, before anything is in it."""
+        self._write_super(superblock)
+
+    def write(self, batch: ClosedBatch) -> Entries:
+        """Make a batch durable; the blocks that came home meanwhile."""
+        if self._log is None:
+            if batch.wrote_data:
+                self._device.flush()
+            self._write_home(batch.entries)
+            self._device.flush()
+            return batch.entries
+        if not batch.blocks:
+            self._device.flush()
+            return {}
+        home = self._make_room(self._log, batch)
+        self._write_log(self._log, batch)
+        for block in batch.revoked:
+            self._homeless.pop(block, None)
+        self._homeless.update(batch.entries)
+        return home
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether a checkpoint is due.  To be asked while no job runs."""
+        if self._log is None:
+            return False
+        writer = self._log.writer
+        return writer.free * CHECKPOINT_SHARE < writer.journal.ring_blocks or len(self._homeless) > CHECKPOINT_BLOCKS
+
+    def checkpoint(self) -> Entries:
+        """Write home all that is durable, and give its room in the log back; the blocks that came home."""
+        if self._log is None or not self._log.writer.in_log():
+            return {}
+        home, writer = self._homeless, self._log.writer
+        self._write_home(home)
+        self._device.flush()
+        move = writer.checkpoint(writer.in_log()[-1])
+        assert move is not None
+        self._write_journal_super(self._log, move.superblock)
+        self._device.flush()
+        writer.release(move)
+        self._homeless = {}
+        return home
+
+    def finish(self, superblock: tuple[int, bytes]) -> Entries:
+        """Everything home, the log empty, and then the file system's superblock that says it is clean."""
+        home = self.checkpoint()
+        if self._log is not None:
+            self._write_journal_super(self._log, self._log.writer.empty())
+            self._device.flush()
+        self._write_super(superblock)
+        return home
+
+    def _fail(self, error: OSError) -> None:
+        """Leave a note of a failure in the journal's superblock, for the next who mounts; the last that is written."""
+        self.failure = error
+        if self._log is None:
+            return
+        try:
+            self._write_journal_super(self._log, self._log.writer.aborted(error.errno or errno.EIO))
+            self._device.flush()
+        except OSError as further:
+            log.error("abort_not_recorded", error=str(further))
+
+    def _make_room(self, journal: Log, batch: ClosedBatch) -> Entries:
+        """A checkpoint, if the batch does not fit without; the blocks that came home."""
+        if journal.writer.fits(len(batch.blocks), len(self._revocations(batch))) \
+                and len(self._homeless) <= CHECKPOINT_BLOCKS:
+            return {}
+        home = self.checkpoint()
+        if not journal.writer.fits(len(batch.blocks)):
+            raise OSError(errno.ENOSPC, "the journal is too small for this batch")
+        return home
+
+    def _revocations(self, batch: ClosedBatch) -> list[int]:
+        """The freed blocks that a replay would write otherwise (W5)."""
+        return [block for block in batch.revoked if block in self._homeless]
+
+    def _write_log(self, journal: Log, batch: ClosedBatch) -> None:
+        writer = journal.writer
+        superblock = writer.begin()
+        if superblock is not None:
+            self._write_journal_super(journal, superblock)
+        encoded = writer.encode(sorted(batch.blocks.items()), self._revocations(batch), time.time_ns())
+        position, data = encoded.commit
+        for first, blocks in encoded._replace(records=[*encoded.records, (position, bytes(len(data)))]).runs():
+            self._write_run(journal, first, blocks)
+        self._device.flush()
+        self._write_run(journal, position, [data])
+        self._device.flush()
+
+    def _write_run(self, journal: Log, position: int, blocks: list[bytes]) -> None:
+        done = 0
+        for start, count in journal.file.runs(position, len(blocks)):
+            self._write_blocks(start, blocks[done:done + count])
+            done += count
+
+    def _write_journal_super(self, journal: Log, raw: bytes) -> None:
+        self._write_blocks(journal.file.place(0), [raw])
+
+    def _write_super(self, superblock: tuple[int, bytes]) -> None:
+        block, data = superblock
+        self._write_blocks(block, [data])
+        self._device.flush()
+
+    def _write_home(self, entries: Entries) -> None:
+        run: list[bytes] = []
+        first = 0
+        for block in sorted(entries):
+            if run and block != first + len(run):
+                self._write_blocks(first, run)
+                run = []
+            if not run:
+                first = block
+            run.append(entries[block].data)
+        self._write_blocks(first, run)
+
+    def _write_blocks(self, first: int, blocks: list[bytes]) -> None:
+        for at in range(0, len(blocks), WRITE_AT_ONCE):
+            self._device.write(self._geometry.byte_of(first + at), blocks[at:at + WRITE_AT_ONCE])
