@@ -11,10 +11,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.images import cached
+from bench.images import WITH_SBIN, cached, fresh_copy
 from bench.report import Results, as_json, as_markdown
 from bench.sides import SIDES, Side, forget_pages, load_pages, start_detached
-from bench.workloads import WORKLOADS, Workload
+from bench.workload import Sample, Workload
+from bench.workloads import GROUPS, WORKLOADS
 from tests.mounting import missing_requirements, mount_point, mount_table, private_mounts, run, wait_unused, which
 
 
@@ -24,7 +25,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
         "--only", action="append", metavar="NAME", help="run the workloads that match NAME (may hold *)"
     )
     parser.add_argument("--side", action="append", choices=list(SIDES), help="measure this side; may be repeated")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds (default 5); the table shows medians")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds (default 3); the table shows medians")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "fusewire-bench", metavar="DIR")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample to FILE as well")
     parser.add_argument("--list", action="store_true", help="name the workloads and stop")
@@ -35,11 +36,21 @@ def chosen(only: list[str] | None) -> list[Workload]:
     return [work for work in WORKLOADS if not only or any(fnmatch.fnmatch(work.name, pattern) for pattern in only)]
 
 
-def mount_seconds(side: Side, image: Path) -> float:
+def listing() -> str:
+    """The workloads by group, with what each does and on which sides."""
+    lines = []
+    for title, works in GROUPS.items():
+        lines.append(f"{title}:")
+        for work in works:
+            lines.append(f"  {work.name:20} {work.meaning} [{work.unit}]; {', '.join(work.sides)}")
+    return "\n".join([*lines, "", "python -m bench --only 'rename*' --rounds 1 --side fusewire --side kernel"])
+
+
+def mount_seconds(side: Side, image: Path, mode: str) -> float:
     """From the start of the mount command to the names of the root directory [s]."""
     with mount_point() as target:
         begin = time.perf_counter()
-        start_detached(side, image, target)
+        start_detached(side, image, target, mode)
         while target not in mount_table():  # fuse2fs returns before it is mounted
             os.sched_yield()
         os.listdir(target)
@@ -49,15 +60,25 @@ def mount_seconds(side: Side, image: Path) -> float:
     return elapsed
 
 
-def measure_once(work: Workload, side: Side, image: Path) -> float:
-    """One sample of ``work`` on a mount made for it."""
+def measure_once(work: Workload, side: Side, image: Path) -> Sample:
+    """One sample of ``work`` on a mount made for it; what fusewire has written is checked."""
+    if not work.writes:
+        return measure_on(work, side, image, "ro")
+    with fresh_copy(image) as disk:
+        sample = measure_on(work, side, disk, "rw")
+        if side.name == "fusewire":
+            run("e2fsck", "-fn", disk, env=WITH_SBIN)
+    return sample
+
+
+def measure_on(work: Workload, side: Side, disk: Path, mode: str) -> Sample:
+    """One sample of ``work`` on this very file system."""
+    forget_pages(disk)
     if work.start == "cached":
-        load_pages(image)
-    else:
-        forget_pages(image)
+        load_pages(disk)
     if work.measure is None:
-        return mount_seconds(side, image)
-    with side.mount(image) as mounted:
+        return Sample(mount_seconds(side, disk, mode))
+    with side.mount(disk, mode) as mounted:
         return work.measure(mounted)
 
 
@@ -77,7 +98,7 @@ def run_round(number: int, works: list[Workload], sides: list[str], cache: Path,
 
 
 def lacking() -> list[str]:
-    programs = {"fuse2fs": "fuse2fs", "fio": "fio", "find": "findutils", "grep": "grep"}
+    programs = {"fuse2fs": "fuse2fs", "fio": "fio", "find": "findutils", "grep": "grep", "tar": "tar", "git": "git"}
     return missing_requirements() + [
         f"{name} (package {package})" for name, package in programs.items() if not which(name)
     ]
@@ -87,7 +108,7 @@ def main(words: Sequence[str] | None = None) -> int:
     options = arguments(words)
     works = chosen(options.only)
     if options.list or not works:
-        print("\n".join(f"{work.name:20} {work.meaning}" for work in WORKLOADS))
+        print(listing())
         return 0 if options.list else 2
     if missing := lacking():
         print("bench: needs " + ", ".join(missing), file=sys.stderr)

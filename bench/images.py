@@ -1,61 +1,57 @@
-"""The file systems that the workloads run on: made by the kernel's ext4 once, kept in a cache folder."""
+"""What the workloads work on: images made by the kernel's ext4, an archive, a repository; made once and kept."""
 
 from __future__ import annotations
 
 import os
 import random
 import subprocess
-from collections.abc import Callable
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from bench.repository import git, make_history
+from bench.texts import SEED, WORDS, source_text
 from tests.mounting import kernel_mount
 
-SEED = 20_240_229
 GIB = 1 << 30
 TREE_FILES = 20_000
+SMALL_TREE_FILES = 4000
 DIRECTORY_FILES = 20_000
+SMALL_DIRECTORY_FILES = 3000
 LARGE_FILE_BYTES = GIB
 MILLION = 1_000_000
-
-WORDS = (
-    *("alpha", "beta", "config", "data", "engine", "filter", "graph", "handle", "index"),
-    *("journal", "kernel", "linker", "module", "network", "object", "parser"),
-)
+WITH_SBIN = os.environ | {"PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"}
 
 
 def format_image(path: Path, size: int, *arguments: str) -> None:
     """A new ext4 with mke2fs's defaults, sparse."""
     with open(path, "wb") as file:
         file.truncate(size)
-    environment = os.environ | {"PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"}
-    subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", *arguments, path], check=True, env=environment)
+    subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", *arguments, path], check=True, env=WITH_SBIN)
 
 
-def source_text(rng: random.Random, size: int) -> bytes:
-    """``size`` bytes that look like program text."""
-    words = rng.choices(WORDS, k=size // 5 + 8)
-    return (" ".join(words)).encode().replace(b"parser ", b"parser\n")[:size]
-
-
-def write_tree(root: Path) -> None:
-    """20,000 small files in about 1,300 directories, sizes as in a source tree (median 2.5 KiB, some of 100 KiB)."""
+def write_tree(root: Path, files: int = TREE_FILES, folders: int = 1300) -> None:
+    """Small files in directories below one another, sizes as in a source tree (median 2.5 KiB, some of 100 KiB)."""
     rng = random.Random(SEED)
     directories = [root]
     root.mkdir()
-    for index in range(1300):
+    for index in range(folders):
         parent = directories[min(int(rng.expovariate(1 / 60)), len(directories) - 1)]
         directories.append(parent / f"{rng.choice(WORDS)}-{index}")
         directories[-1].mkdir()
-    for index in range(TREE_FILES):
+    for index in range(files):
         size = min(int(rng.lognormvariate(7.8, 1.3)), 100_000)
         name = f"{rng.choice(WORDS)}_{index}.{rng.choice(('c', 'h', 'py', 'txt'))}"
         (rng.choice(directories) / name).write_bytes(source_text(rng, size))
 
 
-def write_directory(root: Path) -> None:
-    """One directory of 20,000 small files."""
+def write_directory(root: Path, files: int = DIRECTORY_FILES) -> None:
+    """One directory of small files."""
     root.mkdir()
-    for index in range(DIRECTORY_FILES):
+    for index in range(files):
         (root / directory_name(index)).write_bytes(b"%d\n" % index)
 
 
@@ -78,6 +74,46 @@ def make_main(path: Path) -> None:
         write_large_file(mounted.root / "large")
 
 
+def make_empty(path: Path) -> None:
+    """A new file system of the size that all writing workloads have."""
+    format_image(path, 4 * GIB)
+
+
+def make_tree(path: Path) -> None:
+    """``tree`` of 4,000 files, on an else empty file system."""
+    make_empty(path)
+    with kernel_mount(path, "rw,noatime") as mounted:
+        write_tree(mounted.root / "tree", SMALL_TREE_FILES, 260)
+
+
+def make_archive(path: Path) -> None:
+    """An archive of the same tree."""
+
+    def plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+        entry.mtime, entry.mode = 1_700_000_000, 0o755 if entry.isdir() else 0o644
+        return entry
+
+    with tempfile.TemporaryDirectory(prefix="fusewire-tree-") as folder, tarfile.open(path, "w") as archive:
+        write_tree(Path(folder, "tree"), SMALL_TREE_FILES, 260)
+        archive.add(Path(folder, "tree"), "tree", filter=plain)
+
+
+def make_clone(path: Path) -> None:
+    """``clone`` of the repository, its index newer than its files, so that ``git status`` need not read them."""
+    make_empty(path)
+    with kernel_mount(path, "rw,noatime") as mounted:
+        git("clone", "-q", f"file://{cached('history.git', path.parent)}", mounted.root / "clone")
+        index = mounted.root / "clone/.git/index"
+        os.utime(index, (index.stat().st_atime, index.stat().st_mtime + 60))
+
+
+def make_names(path: Path) -> None:
+    """``dir`` with 3,000 names."""
+    format_image(path, GIB)
+    with kernel_mount(path, "rw,noatime") as mounted:
+        write_directory(mounted.root / "dir", SMALL_DIRECTORY_FILES)
+
+
 def make_huge(path: Path) -> None:
     """An empty file system of 1 TiB; its file is sparse."""
     format_image(path, 1 << 40, "-E", "lazy_itable_init=1,lazy_journal_init=1")
@@ -94,17 +130,37 @@ def make_million(path: Path) -> None:
                 os.close(os.open(f"{directory}/file-{inner:04}", os.O_CREAT | os.O_WRONLY))
 
 
-MAKERS: dict[str, Callable[[Path], None]] = {"main": make_main, "huge": make_huge, "million": make_million}
+MAKERS: dict[str, Callable[[Path], None]] = {
+    "main": make_main,
+    "names": make_names,
+    "huge": make_huge,
+    "million": make_million,
+    "empty": make_empty,
+    "tree": make_tree,
+    "tree.tar": make_archive,
+    "history.git": make_history,
+    "clone": make_clone,
+}
 
 
 def cached(name: str, cache: Path) -> Path:
-    """The image called ``name``, made in ``cache`` unless it is there."""
-    path = cache / f"bench-{name}.img"
+    """The image, archive or repository called ``name``, made in ``cache`` unless it is there."""
+    path = cache / f"bench-{name}{'' if '.' in name else '.img'}"
     if not path.exists():
-        print(f"making the image {name} …", flush=True)
-        unfinished = path.with_suffix(".new")
+        print(f"making {path.name} …", file=sys.stderr, flush=True)
+        unfinished = path.with_suffix(f".{os.getpid()}.new")
         MAKERS[name](unfinished)
-        with open(unfinished, "rb+") as file:
-            os.fsync(file.fileno())
+        os.sync()
         unfinished.rename(path)
     return path
+
+
+@contextmanager
+def fresh_copy(image: Path) -> Iterator[Path]:
+    """A sparse copy of ``image`` beside it that a workload may write to."""
+    copy = image.with_name(f"bench-scratch-{os.getpid()}.img")
+    try:
+        subprocess.run(["cp", "--sparse=always", image, copy], check=True)
+        yield copy
+    finally:
+        copy.unlink(missing_ok=True)

@@ -41,7 +41,7 @@ def profiled(work_name: str, output: Path, cache: Path) -> float:
         script = Path(folder, "run.py")
         script.write_text(RUNNER.format(checkout=str(CHECKOUT), output=str(output)))
         os.environ["FUSEWIRE"] = f"{sys.executable} {script}"
-        return measure_once(work, SIDES["fusewire"], cached(work.image, cache))
+        return measure_once(work, SIDES["fusewire"], cached(work.image, cache)).value
 
 
 def main() -> int:

@@ -9,18 +9,21 @@ import statistics
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from bench.workloads import Target, Workload
+from bench.workload import Sample, Target, Workload
 
 
 @dataclass
 class Results:
-    """Every sample by workload and side, and what went wrong."""
+    """Every sample by workload and side, fusewire's processor time per operation [µs], and what went wrong."""
 
     samples: dict[str, dict[str, list[float]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+    costs: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     failures: dict[tuple[str, str], str] = field(default_factory=dict)
 
-    def add(self, work: str, side: str, value: float) -> None:
-        self.samples[work][side].append(value)
+    def add(self, work: str, side: str, sample: Sample) -> None:
+        self.samples[work][side].append(sample.value)
+        if side == "fusewire" and sample.cpu is not None:
+            self.costs[work].append(sample.cpu)
 
     def fail(self, work: str, side: str, message: str) -> None:
         self.failures[work, side] = message
@@ -67,6 +70,12 @@ def target_text(target: Target | None) -> str:
     return ("≥ " if target.at_least else "≤ ") + f"{target.bound:.3g}"
 
 
+def cost_text(results: Results, work: Workload) -> str:
+    """fusewire's processor time per operation."""
+    costs = results.costs[work.name]
+    return f"{figure(statistics.median(costs))} µs/{work.per}" if costs and work.per else ""
+
+
 def row(results: Results, work: Workload) -> str:
     kernel = results.median(work.name, "kernel")
     ours, number = cell(results, work, "fusewire")
@@ -79,6 +88,7 @@ def row(results: Results, work: Workload) -> str:
         ours,
         target_text(work.target),
         met,
+        cost_text(results, work),
         f"{results.spread(work.name, 'kernel'):.0%} / {results.spread(work.name, 'fusewire'):.0%}",
     ]
     return "| " + " | ".join(cells) + " |"
@@ -86,8 +96,8 @@ def row(results: Results, work: Workload) -> str:
 
 def as_markdown(works: list[Workload], results: Results) -> str:
     """The table: kernel ext4 as it is, the others relative to it or, with a unit, as they are."""
-    head = ["workload", "what", "kernel ext4", "fuse2fs", "fusewire", "target", "met", "spread kernel / fusewire"]
-    lines = ["| " + " | ".join(head) + " |", "|---|---|---:|---:|---:|---:|---|---|"]
+    head = "workload | what | kernel ext4 | fuse2fs | fusewire | target | met | server CPU | spread kernel / fusewire"
+    lines = [f"| {head} |", "|---|---|---:|---:|---:|---:|---|---:|---|"]
     lines += [row(results, work) for work in works]
     lines += [f"\nfailed: {work} on {side}: {message}" for (work, side), message in results.failures.items()]
     lines.append(f"\n{machine()}")

@@ -14,41 +14,40 @@ from tests.mounting import Mount, fuse2fs_mount, fusewire_command, fusewire_envi
 
 @dataclass(frozen=True)
 class Side:
-    """One server: how to mount in the foreground, and the command a person would type.
+    """One server: how to mount in the foreground, and the command a person would type; both get ``ro`` or ``rw``.
 
     ``rounds``: the most that are worth their time; fuse2fs takes minutes for one and is far from the others.
     """
 
     name: str
-    mount: Callable[[Path], AbstractContextManager[Mount]]
-    command: Callable[[Path, Path], list[str]]
+    mount: Callable[[Path, str], AbstractContextManager[Mount]]
+    command: Callable[[Path, Path, str], list[str]]
     rounds: int = 1000
 
 
-def kernel_command(image: Path, target: Path) -> list[str]:
-    return ["mount", "-t", "ext4", "-o", "loop,ro", str(image), str(target)]
+def kernel_command(image: Path, target: Path, mode: str) -> list[str]:
+    return ["mount", "-t", "ext4", "-o", f"loop,{mode}", str(image), str(target)]
 
 
-def fuse2fs_command(image: Path, target: Path) -> list[str]:
-    return ["fuse2fs", "-o", "ro,allow_other,default_permissions", str(image), str(target)]
+def fuse2fs_command(image: Path, target: Path, mode: str) -> list[str]:
+    return ["fuse2fs", "-o", f"{mode},allow_other,default_permissions", str(image), str(target)]
 
 
-def fusewire_mount_command(image: Path, target: Path) -> list[str]:
-    return [*fusewire_command(), "mount", "-o", "ro", str(image), str(target)]
+def fusewire_mount_command(image: Path, target: Path, mode: str) -> list[str]:
+    return [*fusewire_command(), "mount", "-o", mode, str(image), str(target)]
 
 
 SIDES = {
-    "kernel": Side("kernel", lambda image: kernel_mount(image, "ro"), kernel_command),
-    "fuse2fs": Side("fuse2fs", fuse2fs_mount, fuse2fs_command, rounds=2),
-    "fusewire": Side("fusewire", lambda image: fusewire_mount(image, "ro"), fusewire_mount_command),
+    "kernel": Side("kernel", kernel_mount, kernel_command),
+    "fuse2fs": Side("fuse2fs", fuse2fs_mount, fuse2fs_command, rounds=1),
+    "fusewire": Side("fusewire", fusewire_mount, fusewire_mount_command),
 }
 
 
-def start_detached(side: Side, image: Path, target: Path) -> None:
+def start_detached(side: Side, image: Path, target: Path, mode: str) -> None:
     """Run the ordinary mount command, which returns when it thinks that the mount is there."""
-    subprocess.run(
-        side.command(image, target), check=True, env=fusewire_environment(), cwd="/", stdout=2, stdin=subprocess.DEVNULL
-    )
+    command = side.command(image, target, mode)
+    subprocess.run(command, check=True, env=fusewire_environment(), cwd="/", stdout=2, stdin=subprocess.DEVNULL)
 
 
 def cpu_ns(pid: int) -> int:
