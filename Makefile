@@ -2,7 +2,8 @@
 # make test     install what the tests need and run them all
 # make venv     only .venv with fusewire in it
 # make bench    kernel ext4, fuse2fs and fusewire side by side
-# For developers: lint, types, unit (needs no root), mount, hostile, model, crash (long: more than ten thousand cuts)
+# For developers: lint, types, unit (needs no root), mount, hostile, model, crash (long: more than ten
+# thousand cuts, and ten minutes each of stress and random data)
 
 PYTHON ?= python3
 VENV   := .venv
@@ -75,7 +76,8 @@ model: $(VENV)/.tested
 	$(SUDO) env FUSEWIRE_LONG=1 $(BIN)/python -m pytest -q tests/model
 
 crash: $(VENV)/.tested
-	$(SUDO) env FUSEWIRE_CRASH_CUTS=10000 $(BIN)/python -m pytest -q --timeout 7200 tests/crash
+	$(SUDO) env FUSEWIRE_CRASH_CUTS=10000 FUSEWIRE_STRESS_SECONDS=600 \
+	    $(BIN)/python -m pytest -q --timeout 7200 tests/crash tests/stress
 
 clean:
 	rm -rf $(VENV) build *.egg-info demo.img fusewire/_uapi.py fusewire/_accel*

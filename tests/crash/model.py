@@ -161,7 +161,7 @@ def tree_of_mount(root: Path) -> Tree:
             below = path + b"/" + name
             if below == b"/lost+found":
                 continue
-            tree[below] = _state_of_path(top + below)
+            tree[below] = state_of_path(top + below)
             if stat.S_ISDIR(tree[below].mode):
                 visit(below)
 
@@ -169,7 +169,8 @@ def tree_of_mount(root: Path) -> Tree:
     return tree
 
 
-def _state_of_path(path: bytes) -> State:
+def state_of_path(path: bytes) -> State:
+    """What a name is."""
     status = os.lstat(path)
     names = os.listxattr(path, follow_symlinks=False)
     values = tuple(sorted((os.fsencode(name).removeprefix(PREFIX), os.getxattr(path, name, follow_symlinks=False))
