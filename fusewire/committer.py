@@ -44,7 +44,7 @@ class Committer:
         self._busy = False              # a job is in the thread, or its end on the way to the loop
         self.failure: OSError | None = None
         self.on_failure: Callable[[OSError], None] | None = None
-        self.on_durable: Callable[[ClosedBatch], None] = partial(commit.durable, fs)
+        self.on_durable: Callable[[ClosedBatch], object] = partial(commit.durable, fs)
 
     def start(self, superblock: tuple[int, bytes]) -> None:
         """Write the superblock of a file system in use (block, bytes), and begin.  Waits.  OSError if it fails."""

@@ -1,6 +1,8 @@
 """Carries out the writing half of ``ext4.iomapwrite`` where the kernel cannot: file data from a request to the device.
 
-A ``WritePlan`` says what goes where; the server writes it and then takes the next step, which tells the core.
+A ``WritePlan`` says what goes where; the server writes it and takes the next step, which tells the core, before anybody
+else's turn.  So a transaction that was begun for the plan is still true then, and applies once the data are written:
+where that fails, nothing has happened.
 
 FW1 What a fresh block (unwritten, or new) does not get from the request it gets as zeroes, in the same write.
 FW2 What stands behind the end of a file in its last block is zero before the file grows over it.
@@ -22,15 +24,15 @@ Writes = list[tuple[int, list[Buffer]]]     # (address on the device, the pieces
 
 
 class WritePlan:
-    """Data for the device, and the step that follows once they are written; the step may be taken again."""
+    """Data for the device, and the step that follows in the same turn; if that has to wait, all is planned anew."""
 
-    __slots__ = ("then", "whole", "writes")
+    __slots__ = ("again", "then", "writes")
 
-    def __init__(self, writes: Writes, then: Callable[[], Any], whole: bool = False) -> None:
-        """``whole``: if ``then`` has to wait, all is planned and written anew, as others may have written meanwhile."""
+    def __init__(self, writes: Writes, then: Callable[[], Any], again: Callable[[], Any] | None = None) -> None:
+        """``again`` makes the plan anew; None: the request's handler does."""
         self.writes = writes
         self.then = then
-        self.whole = whole
+        self.again = again
 
 
 class ReadPlan:
@@ -58,7 +60,7 @@ def plan_write(tx: "Transaction", inode: "Inode", offset: int, data: memoryview)
 
     Raises what ``iomapwrite.begin`` raises.
     """
-    writes = plan_clear(tx, inode, inode.size) if offset > inode.size else []
+    writes = plan_clear(tx, inode) if offset > inode.size else []
     return writes + plan_place(tx, inode, offset, data)
 
 
@@ -95,10 +97,10 @@ def plan_zero_edges(fs: "Ext4", inode: "Inode", offset: int, length: int) -> Wri
     return writes
 
 
-def plan_clear(fs: "Ext4", inode: "Inode", size: int) -> Writes:
-    """Zeroes for what stands behind ``size`` in its block (FW2)."""
-    return _clear(iomapwrite.tail_to_clear(fs, inode, size))
+def plan_clear(fs: "Ext4", inode: "Inode") -> Writes:
+    """Zeroes for what stands behind the end of a file in its last block (FW2).
 
-
-def _clear(tail: tuple[int, int] | None) -> Writes:
+    Raises ``CommitFirst`` if it was cut off just now: a crash must not bring the old size back with zeroes.
+    """
+    tail = iomapwrite.tail_to_clear(fs, inode)
     return [] if tail is None else [(tail[0], [ZEROES[:tail[1]]])]

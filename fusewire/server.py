@@ -9,6 +9,7 @@ V2  No request, no disk and no peer can end the loop: ``_attempt`` is the one pl
 V3  At most ``WAITING_MOST`` requests wait; from then on none is read, so memory is bounded.
 V4  Only the loop's thread touches the core and the session; worker threads see a plan, a buffer and the two devices.
 V5  A block that was freed is not used again while a READ that was planned before may still look there.
+V6  What a ``WritePlan`` was made of does not change until its step is taken: plan, data and step are one turn.
 """
 
 import asyncio
@@ -138,10 +139,11 @@ class Server:
         session.lookups.clear()
         for number in list(session.fs.writing.orphans if session.fs.writing else ()):
             self._attempt(None, self._take_step, None, partial(housekeeping.release, session, number))
-        await self._until_quiet()
-        durable: asyncio.Future[OSError | None] = self._loop.create_future()
-        committer.commit(durable.set_result)
-        await durable
+        for _ in range(2):      # when all is durable, tails are cleared
+            await self._until_quiet()
+            durable: asyncio.Future[OSError | None] = self._loop.create_future()
+            committer.commit(durable.set_result)
+            await durable
         self._committer = None
         if committer.failure is None:
             committer.finish(mountstate.put_away(session.fs, int(time.time())))
@@ -346,19 +348,20 @@ class Server:
     # --- Changes ------------------------------------------------------------------------------------------------------
 
     def _write_data(self, request: Request | None, plan: WritePlan) -> None:
-        """Write, then take the next step.  A ``whole`` plan does both in one turn of the loop, or starts over."""
-        if self._session.read_only:
+        """Write and take the next step, with nothing in between (V6); if that has to wait, start over."""
+        committer = self._committer
+        if self._session.read_only and (request is not None or committer is None or committer.failure is not None):
             raise Refused(errno.EROFS)
         for address, pieces in plan.writes:
             self._device.write(address, pieces)
-        if not plan.whole or request is None:
-            self._take_step(request, plan.then)
-            return
         try:
             reply = plan.then()
         except (BlockMiss, CommitFirst) as miss:
-            detached = request.detach()
-            self._wait(Waiter(detached, partial(self._row_of(request.opcode).handler, self._session, detached)), miss)
+            again = plan.again
+            if request is not None:
+                request = request.detach()
+                again = again or partial(self._row_of(request.opcode).handler, self._session, request)
+            self._wait(Waiter(request, again or plan.then), miss)
             return
         self._finish(request, reply)
 
@@ -536,14 +539,18 @@ class Server:
         if self._plans:
             self._held_back.append((closed, set(self._plans)))
         else:
-            commit.durable(self._session.fs, closed)
+            self._reuse(closed)
+
+    def _reuse(self, closed: ClosedBatch) -> None:
+        for number in commit.durable(self._session.fs, closed):
+            self._attempt(None, self._take_step, None, partial(housekeeping.clear_tail, self._session, number))
 
     def _plan_ended(self, unique: int) -> None:
         self._plans.discard(unique)
         for _, plans in self._held_back:
             plans.discard(unique)
         while self._held_back and not self._held_back[0][1]:
-            commit.durable(self._session.fs, self._held_back.pop(0)[0])
+            self._reuse(self._held_back.pop(0)[0])
         parked, self._parked = self._parked, []
         for waiter in parked:
             self._resume_step(waiter)

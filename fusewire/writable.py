@@ -331,7 +331,7 @@ def _finish(driver: Driver, number: int) -> bool:
         found = tx.inode(number)
         if not found.links:
             return inodefree.release(tx, found)
-        tail = iomapwrite.tail_to_clear(tx, found, found.size) if found.is_regular else None
+        tail = iomapwrite.tail_to_clear(tx, found) if found.is_regular else None
         if tail is not None:
             driver.device.write(tail[0], [bytes(tail[1])])
             tx.wrote_data = True

@@ -76,6 +76,46 @@ class Held:
         return pieces
 
 
+class Cuts:
+    """Files that were cut within a block.  What was cut off stands behind their end until the cut is durable, for a
+    crash brings the old size back; then it is to be cleared."""
+
+    def __init__(self) -> None:
+        self._batches: dict[int, int] = {}      # file → the batch with its last cut
+        self._unfinished: set[int] = set()      # blocks behind their end are still being freed
+        self._durable = 0
+
+    def add(self, number: int, batch: int) -> None:
+        """A file is cut in a batch; freeing its blocks begins."""
+        self._batches[number] = batch
+        self._unfinished.add(number)
+
+    def finish(self, number: int) -> None:
+        """No block is left behind the end of a file."""
+        self._unfinished.discard(number)
+
+    def remove(self, number: int) -> None:
+        """Nothing of a file is left to be cleared."""
+        self._batches.pop(number, None)
+        self._unfinished.discard(number)
+
+    def durable(self, batch: int) -> list[int]:
+        """A batch is durable, and all before it: the files that are to be cleared now; they are forgotten here."""
+        self._durable = batch
+        due = [number for number, cut in self._batches.items() if cut <= batch and number not in self._unfinished]
+        for number in due:
+            self.remove(number)
+        return due
+
+    def is_open(self, number: int) -> bool:
+        """Whether a file was cut, and that is not durable."""
+        return self._batches.get(number, 0) > self._durable
+
+    def __contains__(self, number: int) -> bool:
+        """Whether there may be something to clear."""
+        return number in self._batches
+
+
 class Groups:
     """A set of groups, at first all of them; it only helps to search, so a wrong member costs time and no more."""
 
@@ -113,6 +153,7 @@ class Writing:
         self.batch = Batch(1)
         self.batch_limit_blocks = batch_limit_blocks
         self.held = Held(clusters_per_group)
+        self.cuts = Cuts()
         self.free_clusters, self.free_inodes = free
         self.orphans: dict[int, int] = {}           # orphaned inode → a hint to where it is noted; see ``orphan``
         self.roomy = Groups(groups)                 # groups that may have free clusters

@@ -43,11 +43,12 @@ def close(fs: "Ext4", now_seconds: int) -> ClosedBatch:
                        frozenset(batch.revoked), tuple(batch.freed), batch.wrote_data)
 
 
-def durable(fs: "Ext4", closed: ClosedBatch) -> None:
-    """The batch will survive a crash: what it freed may be used again."""
+def durable(fs: "Ext4", closed: ClosedBatch) -> list[int]:
+    """The batch will survive a crash: what it freed may be used again.  The files to be cleared, see ``batch.Cuts``."""
     assert fs.writing is not None
     for first, count in closed.freed:
         fs.writing.held.remove(first, count)
+    return fs.writing.cuts.durable(closed.number)
 
 
 def home(fs: "Ext4", entries: Mapping[int, CachedBlock]) -> None:

@@ -6,6 +6,7 @@ I1  The blocks of directories and links are metadata: they are revoked as they a
     them is replayed over what uses them next.
 """
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from . import inodealloc, inodestore, iomap, mapping, namespace, orphan, truncate, xattrwrite
@@ -40,6 +41,8 @@ def release(tx: "Transaction", inode: Inode) -> bool:
         orphan.remove(tx, number)
     inodestore.change(tx, tx.inode(number), dtime=tx.now[0])
     inodealloc.free(tx, number, is_dir)
+    assert tx.writing is not None
+    tx.after_commit(partial(tx.writing.cuts.remove, number))
     return True
 
 

@@ -16,6 +16,7 @@ from . import extentstore, inodestore, iomap, mapping
 from .errors import Refused
 from .inode import FLAG_IMMUTABLE, Inode
 from .iomap import HOLE, MAPPED, UNWRITTEN, Mapping
+from .transaction import CommitFirst
 
 if TYPE_CHECKING:
     from .filesystem import Ext4
@@ -74,17 +75,20 @@ def ioend(tx: "Transaction", inode: Inode, pos: int, written: int) -> Inode:
     return inode
 
 
-def tail_to_clear(fs: "Ext4", inode: Inode, size: int) -> tuple[int, int] | None:
-    """(device address, bytes) of written bytes behind ``size`` in its block; None if there are none to be seen.
+def tail_to_clear(fs: "Ext4", inode: Inode) -> tuple[int, int] | None:
+    """(device address, bytes) of written bytes behind a file's end in its block; None if there are none to be seen.
 
-    What stands there must be zero before the file may grow over it.
+    What stands there must be zero before the file may grow over it.  Raises ``CommitFirst`` if the cut that left it
+    there is not durable: until then a crash brings the old size back, and what stood there.
     """
-    inside = fs.geometry.within_block(size)
+    size, inside = inode.size, fs.geometry.within_block(inode.size)
     if not inside or inode.is_inline:
         return None
     found = iomap.begin(fs, inode, size, 1, iomap.OP_REPORT)
     if found.type != MAPPED:
         return None
+    if fs.writing is not None and fs.writing.cuts.is_open(inode.number):
+        raise CommitFirst
     return found.addr + size - found.offset, fs.geometry.block_bytes - inside
 
 

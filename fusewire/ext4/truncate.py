@@ -2,12 +2,20 @@
 
 Every step leaves a consistent file and can be run again: an operation that had to wait for blocks starts over and
 finds what is done already done.  A file that is being cut is an orphan meanwhile, so that recovery finishes the cut.
+
+    set_size ─▶ shrink, until all is free ─▶ … the cut is durable ─▶ zeroes behind the end in its block ─▶ cleared
+
+I1  What a cut leaves in the last block of a file is zeroed, but only when the cut is durable (``batch.Cuts``): a crash
+    before that brings the old size back, with what stood there.  Until it is done the file stays an orphan.
+I2  A file grows over such a block only after that: ``iomapwrite.tail_to_clear``.
 """
 
 import errno
+from functools import partial
 from typing import TYPE_CHECKING
 
 from . import extentstore, inodestore, iomap, mapping, orphan
+from .batch import Writing
 from .errors import Refused
 from .extents import END_OF_FILE_BLOCKS
 from .inode import Inode
@@ -19,25 +27,53 @@ RUNS_AT_ONCE = 4096     # looked at for a hole: 10 ms
 
 
 def set_size(tx: "Transaction", inode: Inode, size: int) -> Inode:
-    """Store a new size in bytes.  If the file shrinks it becomes an orphan; ``shrink`` then frees what lies behind.
+    """Store a new size in bytes.  If the file shrinks it becomes an orphan; ``shrink``, in a transaction of its own,
+    then frees what lies behind.
 
     Raises ``Refused(EFBIG)`` beyond the largest file.
     """
     if size > tx.max_file_bytes(inode):
         raise Refused(errno.EFBIG)
-    if size < inode.size and inode.links:
-        orphan.add(tx, inode.number)
-        inode = tx.inode(inode.number)
+    if size < inode.size:
+        if inode.links:
+            orphan.add(tx, inode.number)
+            inode = tx.inode(inode.number)
+        if inode.is_regular and tx.geometry.within_block(size):
+            tx.after_commit(partial(_note_cut, _writing(tx), inode.number))
     return inodestore.change(tx, inode, size=size)
+
+
+def _note_cut(writing: Writing, number: int) -> None:
+    writing.cuts.add(number, writing.batch.number)
+
+
+def _writing(tx: "Transaction") -> Writing:
+    assert tx.writing is not None
+    return tx.writing
 
 
 def shrink(tx: "Transaction", inode: Inode) -> tuple[Inode, bool]:
     """Free blocks behind the end of a file, as many as one transaction should; whether all are free."""
     inode, done = mapping.unmap(tx, inode, tx.geometry.blocks_for(inode.size), END_OF_FILE_BLOCKS)
-    if done and inode.links and orphan.contains(tx, inode.number):
-        orphan.remove(tx, inode.number)
-        inode = tx.inode(inode.number)
+    cuts = _writing(tx).cuts
+    if done and inode.number in cuts:
+        tx.after_commit(partial(cuts.finish, inode.number))
+    elif done:
+        inode = _whole(tx, inode)
     return inode, done
+
+
+def cleared(tx: "Transaction", inode: Inode) -> None:
+    """What stood behind the end of a cut file, in its last block, is zero on the device."""
+    _whole(tx, inode)
+    tx.wrote_data = True
+
+
+def _whole(tx: "Transaction", inode: Inode) -> Inode:
+    """The file as one that nothing is to be cut off any more."""
+    if inode.links and orphan.contains(tx, inode.number):
+        orphan.remove(tx, inode.number)
+    return tx.inode(inode.number)
 
 
 def reserve(tx: "Transaction", inode: Inode, pos: int, length: int) -> tuple[Inode, int]:
@@ -46,6 +82,7 @@ def reserve(tx: "Transaction", inode: Inode, pos: int, length: int) -> tuple[Ino
     Raises ``Refused``: EOPNOTSUPP for files without extents, ENOSPC, EFBIG.
     """
     check_reservable(tx, inode, pos, length)
+    inode = _whole(tx, inode)   # what recovery would cut from an orphan is room that was promised from now on
     geometry, end = tx.geometry, pos + length
     at, last = geometry.block_of(pos), geometry.blocks_for(end)
     for _ in range(RUNS_AT_ONCE):

@@ -9,6 +9,7 @@ from fusewire import filewrite, uapi, wire
 from fusewire.ext4 import inode as inodes
 from fusewire.ext4 import inodestore, setattr, truncate
 from fusewire.ext4.errors import Refused
+from fusewire.ext4.filesystem import Ext4
 from fusewire.ext4.inode import FLAG_APPEND, FLAG_IMMUTABLE, Inode
 from fusewire.ext4.transaction import Transaction
 from fusewire.filewrite import WritePlan
@@ -40,54 +41,46 @@ def setattr_(session: Session, request: Request) -> bytes | WritePlan:
         found = tx.inode(session.number_of(request.nodeid))
         _check_changeable(found, valid)
         _apply(tx, found, wanted)
-    return _attributes(session, request)
+    return _attributes(session.fs, request, session.inode(request.nodeid))
 
 
 def _truncate(session: Session, request: Request, wanted: dict[str, int]) -> bytes | WritePlan:
-    """A file that grows must not show what stands behind its end (``filewrite`` FW2); it keeps what is reserved there.
-
-    The steps are apart even with nothing to write: the first, run again after the size has grown, would cut.
-    """
+    """A file that grows must not show what stands behind its end (FW2); it keeps what is reserved there."""
     found = session.inode(request.nodeid)
     _check_changeable(found, wanted["valid"])
     if found.is_regular and wanted["size"] > found.size:
-        zeroes = filewrite.plan_clear(session.fs, found, found.size)
-        return WritePlan(zeroes, lambda: _grow(session, request, wanted))
+        return _grow(session, request, wanted)
     return _cut(session, request, wanted)
 
 
-def _grow(session: Session, request: Request, wanted: dict[str, int]) -> bytes:
-    _store_size(session, request, wanted)
-    return _attributes(session, request)
+def _grow(session: Session, request: Request, wanted: dict[str, int]) -> WritePlan:
+    """All at once, with the reply: run again after the size has grown, this would cut."""
+    tx = Transaction(session.fs)
+    found = tx.inode(session.number_of(request.nodeid))
+    zeroes = filewrite.plan_clear(tx, found)
+
+    def finish() -> bytes:
+        with tx:
+            grown = _apply(tx, truncate.set_size(tx, found, wanted["size"]), wanted)
+            tx.wrote_data = bool(zeroes)
+            return _attributes(tx, request, grown)
+
+    return WritePlan(zeroes, finish)
 
 
-def _cut(session: Session, request: Request, wanted: dict[str, int]) -> bytes | WritePlan:
+def _cut(session: Session, request: Request, wanted: dict[str, int]) -> bytes:
     """Store the size at once, then free what lies behind it, a transaction at a time.
 
     Running this again does nothing new: the size is what it shall be, and what was freed is free.
     """
     number = session.number_of(request.nodeid)
-    _store_size(session, request, wanted)
+    with Transaction(session.fs) as tx:
+        _apply(tx, truncate.set_size(tx, tx.inode(number), wanted["size"]), wanted)
     done = False
     while not done:
         with Transaction(session.fs) as tx:
             _, done = truncate.shrink(tx, tx.inode(number))
-    zeroes = filewrite.plan_clear(session.fs, session.fs.inode(number), wanted["size"])
-    if not zeroes:
-        return _attributes(session, request)
-    return WritePlan(zeroes, lambda: _cleared(session, request))
-
-
-def _store_size(session: Session, request: Request, wanted: dict[str, int]) -> None:
-    with Transaction(session.fs) as tx:
-        found = tx.inode(session.number_of(request.nodeid))
-        _apply(tx, truncate.set_size(tx, found, wanted["size"]), wanted)
-
-
-def _cleared(session: Session, request: Request) -> bytes:
-    with Transaction(session.fs) as tx:
-        tx.wrote_data = True
-    return _attributes(session, request)
+    return _attributes(session.fs, request, session.fs.inode(number))
 
 
 def _check_changeable(found: Inode, valid: int) -> None:
@@ -129,9 +122,8 @@ def _time(tx: Transaction, wanted: dict[str, int], name: str, given: int, now: i
     return wanted[name], wanted[f"{name}nsec"]      # seconds before 1970 are negative: the record says so
 
 
-def _attributes(session: Session, request: Request) -> bytes:
-    found = session.inode(request.nodeid)
-    return wire.reply_attr(request.unique, wire.FOREVER, 0, nodes.entry(session.fs, found)[nodes.ATTR_AT:])
+def _attributes(fs: Ext4, request: Request, found: Inode) -> bytes:
+    return wire.reply_attr(request.unique, wire.FOREVER, 0, nodes.entry(fs, found)[nodes.ATTR_AT:])
 
 
 def setxattr(session: Session, request: Request) -> bytes:

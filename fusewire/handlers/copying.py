@@ -1,6 +1,6 @@
 """COPY_FILE_RANGE: data from file to file without a way through the caller, in bounded windows.
 
-    data in the source     ─▶ read them ─▶ room in the target, write, ``ioend`` ─▶ the next window
+    data in the source     ─▶ read them ─▶ room in the target, write, ``ioend``: one transaction ─▶ the next window
     a hole, or unwritten   ─▶ the target's blocks there are freed, the parts of blocks at both ends zeroed ─▶ the next
 
 What one request copies is bounded; the caller asks for the rest.  Every step can be run again, for it finds what it
@@ -132,19 +132,20 @@ def _store(copy: Copy, length: int, runs: list[tuple[int, int]], data: memoryvie
     holes = [(at + start, end - start) for start, end in zip(edges[::2], edges[1::2], strict=True) if start < end]
     for start, count in holes:
         punch(copy.session, copy.target, start, count)
-    with copy.transaction() as tx:
-        found = tx.inode(copy.target)
-        writes = filewrite.plan_clear(tx, found, found.size) if at + length > found.size else []
-        for start, count in holes:
-            writes += filewrite.plan_zero_edges(tx, found, start, min(count, max(found.size - start, 0)))
-        for start, end in runs:
-            writes += filewrite.plan_place(tx, tx.inode(copy.target), at + start, data[start:end])
-    return WritePlan(writes, lambda: _stored(copy, length, runs))
+    tx = copy.transaction()
+    found = tx.inode(copy.target)
+    writes = filewrite.plan_clear(tx, found) if at + length > found.size else []
+    for start, count in holes:
+        writes += filewrite.plan_zero_edges(tx, found, start, min(count, max(found.size - start, 0)))
+    for start, end in runs:
+        writes += filewrite.plan_place(tx, tx.inode(copy.target), at + start, data[start:end])
+    return WritePlan(writes, lambda: _or_short(copy, lambda: _stored(copy, tx, length, runs)),
+                     again=lambda: _or_short(copy, lambda: _store(copy, length, runs, data)))
 
 
-def _stored(copy: Copy, length: int, runs: list[tuple[int, int]]) -> Reply:
+def _stored(copy: Copy, tx: Transaction, length: int, runs: list[tuple[int, int]]) -> Reply:
     at = copy.to + copy.done
-    with Transaction(copy.session.fs) as tx:
+    with tx:
         found = tx.inode(copy.target)
         for start, end in runs:
             found = iomapwrite.ioend(tx, found, at + start, end - start)

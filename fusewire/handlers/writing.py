@@ -1,7 +1,8 @@
 """File data that change: WRITE, FALLOCATE.
 
 Each is ``iomapwrite.begin`` for all that is to be written, the data themselves, and ``iomapwrite.ioend``: what a kernel
-with fuse iomap calls, too.  Every step can be run again.
+with fuse iomap calls, too.  Here all three are one transaction, which applies when the data are written: nobody sees a
+block, or a longer file, without them, whichever way it maps its blocks.
 """
 
 import errno
@@ -29,25 +30,25 @@ def write(session: Session, request: Request) -> WritePlan:
     assert data is not None
     data = data[:size]
     number = session.number_of(request.nodeid)
-    with Transaction(session.fs) as tx:
-        found = writable(tx, number)
-        if found.flags & FLAG_APPEND and offset < found.size and not flags & FROM_CACHE:
-            raise Refused(errno.EPERM)
-        tx.privileged = callers.writer_may_use_reserve(session, request, found, flags)
-        if flags & WRITE_KILL_SUIDGID:
-            found = setattr.drop_privileges(tx, found)
-        end = min(offset + len(data), tx.max_file_bytes(found))
-        if offset >= end:
-            raise Refused(errno.EFBIG)
-        data = data[:end - offset]
-        writes = filewrite.plan_write(tx, found, offset, data)
-        if flags & FROM_CACHE and tx.inode(number).sectors != found.sectors:
-            tx.after_commit(lambda: session.outdated.add(number))   # st_blocks: it asks after writes of its own only
-    return WritePlan(writes, lambda: _written(session, request, number, offset, len(data)), whole=True)
+    tx = Transaction(session.fs)
+    found = writable(tx, number)
+    if found.flags & FLAG_APPEND and offset < found.size and not flags & FROM_CACHE:
+        raise Refused(errno.EPERM)
+    tx.privileged = callers.writer_may_use_reserve(session, request, found, flags)
+    if flags & WRITE_KILL_SUIDGID:
+        found = setattr.drop_privileges(tx, found)
+    end = min(offset + len(data), tx.max_file_bytes(found))
+    if offset >= end:
+        raise Refused(errno.EFBIG)
+    data = data[:end - offset]
+    writes = filewrite.plan_write(tx, found, offset, data)
+    if flags & FROM_CACHE and tx.inode(number).sectors != found.sectors:
+        tx.after_commit(lambda: session.outdated.add(number))   # st_blocks: it asks after writes of its own only
+    return WritePlan(writes, lambda: _written(tx, request, number, offset, len(data)))
 
 
-def _written(session: Session, request: Request, number: int, offset: int, length: int) -> bytes:
-    with Transaction(session.fs) as tx:
+def _written(tx: Transaction, request: Request, number: int, offset: int, length: int) -> bytes:
+    with tx:
         iomapwrite.ioend(tx, tx.inode(number), offset, length)
     return wire.reply_write(request.unique, length)
 
@@ -77,12 +78,12 @@ def fallocate(session: Session, request: Request) -> bytes | WritePlan:
             truncate.check_reservable(tx, found, offset, length)
     if mode & (PUNCH_HOLE | ZERO_RANGE):
         edges = filewrite.plan_zero_edges(session.fs, found, offset, length)
-        if edges:
-            return WritePlan(edges, lambda: _fallocated(session, request, number, wrote=True))
+        return WritePlan(edges, lambda: _fallocated(session, request, number, wrote=bool(edges)))
     return _fallocated(session, request, number, wrote=False)
 
 
-def _fallocated(session: Session, request: Request, number: int, *, wrote: bool) -> bytes:
+def _fallocated(session: Session, request: Request, number: int, *, wrote: bool) -> WritePlan:
+    """The mapping changed, a transaction at a time, and at last the size; all of it may be run again."""
     _, offset, length, mode = request.body[:4]
     if mode & PUNCH_HOLE:
         punch(session, number, offset, min(length, session.fs.inode(number).size - offset))
@@ -90,12 +91,18 @@ def _fallocated(session: Session, request: Request, number: int, *, wrote: bool)
         if mode & ZERO_RANGE:
             _make_unwritten(session, number, offset, length)
         _reserve(session, request, number, offset, length)
-    with Transaction(session.fs) as tx:
-        found = tx.inode(number)
-        if not mode & KEEP_SIZE and offset + length > found.size:
-            truncate.set_size(tx, found, offset + length)
-        tx.wrote_data = wrote
-    return wire.reply_empty(request.unique)
+    tx = Transaction(session.fs)
+    found = tx.inode(number)
+    size = found.size if mode & KEEP_SIZE else max(found.size, offset + length)
+    clear = filewrite.plan_clear(tx, found) if size > found.size else []
+
+    def finish() -> bytes:
+        with tx:
+            truncate.set_size(tx, found, size)
+            tx.wrote_data = wrote or bool(clear)
+        return wire.reply_empty(request.unique)
+
+    return WritePlan(clear, finish)
 
 
 def punch(session: Session, number: int, offset: int, length: int) -> None:

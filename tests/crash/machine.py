@@ -66,6 +66,8 @@ class Machine:
         self.closed: dict[int, tuple[Any, int]] = {}
         self.asked: list[int] = []
         self.answers: list[Answer] = []
+        self.due: list[int] = []        # files whose tails are to be cleared
+        self.committer.on_durable = lambda closed: self.due.extend(commit.durable(self.fs, closed))
         self.clock = START
         self._items: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
         self._next: tuple[Any, ...] | None = None
@@ -166,8 +168,9 @@ class Machine:
             pass
 
     def finish(self) -> None:
-        """Put the file system away.  Raises OSError."""
+        """Put the file system away; no file is ``due`` any more.  Raises OSError."""
         self.sync()
+        assert not self.due
         self.settle()
         self.committer.finish(self.run(mountstate.put_away, self.fs, self.clock))
 

@@ -35,7 +35,7 @@ class Node:
     """A file, directory or symbolic link of the model.
 
     ``versions``: every content that a file has had or was being given, with the number of device events before it.
-    Each is as long as what was on the device: it may reach behind the end of the file.
+    Nothing else may ever be read there: no zeroes from behind the end of a file that was cut in vain.
     """
 
     number: int

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from fusewire import filewrite
@@ -72,6 +73,7 @@ class Workload:
 
     def operate(self) -> None:
         """One operation."""
+        self.clear_due()
         kind = self.chance.choices([kind for kind, _ in self.kinds], [weight for _, weight in self.kinds])[0]
         try:
             kind()
@@ -89,6 +91,8 @@ class Workload:
         """Close what is open without a name, and put the file system away.  Raises OSError."""
         while self.nameless:
             self._free(self.nameless.pop())
+        self.machine.sync()
+        self.clear_due()
         self.machine.finish()
 
     # ---- choosing
@@ -268,11 +272,23 @@ class Workload:
     def truncate(self) -> None:
         node = self.file()
         size = self.chance.choice((0, len(node.data) // 2, len(node.data) + 1000, self.chance.randrange(30_000)))
-        if size > len(node.data):
-            self._clear_tail(node)
-        self.machine.change(lambda tx: truncate.set_size(tx, tx.inode(node.number), size))
+        self.machine.change(self._resize, node.number, size)
         node.data = node.data[:size].ljust(size, b"\0")
         self._shrink(node)
+
+    def clear_due(self) -> None:
+        """Zeroes behind the ends of the files whose cut has become durable."""
+        while self.machine.due:
+            with suppress(Refused):     # the device failed: recovery clears it
+                self.machine.change(self._clear, self.machine.due.pop())
+
+    def _clear(self, tx: Transaction, number: int) -> None:
+        found = tx.inode(number)
+        assert tx.writing is not None
+        if found.is_regular and not tx.writing.cuts.is_open(number):
+            for address, pieces in filewrite.plan_clear(tx, found):
+                self._device_write(address, pieces)
+            truncate.cleared(tx, found)
 
     def _shrink(self, node: Node) -> None:
         self.breathe()
@@ -313,26 +329,35 @@ class Workload:
         return first * block_bytes, self.chance.randrange(1, min(blocks - first, 8) + 1) * block_bytes
 
     def _write(self, node: Node, offset: int, data: bytes) -> None:
-        """As the server writes: room for the data, the data, and then they count."""
-        block_bytes = self.machine.fs.geometry.block_bytes
-        plan = self.machine.change(
-            lambda tx: filewrite.plan_write(tx, tx.inode(node.number), offset, memoryview(data)))
+        """As the server writes: room for the data, the data, and then they count, all in one transaction.
+
+        What extents map may also be written between two transactions, as a kernel with fuse iomap does.
+        """
         after = node.data.ljust(offset, b"\0")[:offset] + data + node.data[offset + len(data):]
-        node.versions.append((len(self.machine.device.events), after + bytes(-len(after) % block_bytes)))
-        for address, pieces in plan:
-            self._device_write(address, pieces)
-        if self.has_extents:    # blocks that a block map names must hold the data before that is durable
+        apart = self.has_extents and self.chance.random() < 0.5
+
+        def move(tx: Transaction) -> None:
+            plan = filewrite.plan_write(tx, tx.inode(node.number), offset, memoryview(data))
+            node.versions.append((len(self.machine.device.events), after))
+            for address, pieces in plan:
+                self._device_write(address, pieces)
+            if not apart:
+                end(tx)
+
+        def end(tx: Transaction) -> None:
+            iomapwrite.ioend(tx, tx.inode(node.number), offset, len(data))
+
+        self.machine.change(move)
+        if apart:
             self.breathe()
-        self.machine.change(lambda tx: iomapwrite.ioend(tx, tx.inode(node.number), offset, len(data)))
+            self.machine.change(end)
         node.data = after
 
-    def _clear_tail(self, node: Node) -> None:
-        block_bytes = self.machine.fs.geometry.block_bytes
-        plan = self.machine.run(lambda: filewrite.plan_clear(
-            self.machine.fs, self.machine.fs.inode(node.number), len(node.data)))
-        node.versions.append((len(self.machine.device.events), node.data + bytes(-len(node.data) % block_bytes)))
-        for address, pieces in plan:
+    def _resize(self, tx: Transaction, number: int, size: int) -> None:
+        found = tx.inode(number)
+        for address, pieces in filewrite.plan_clear(tx, found) if size > found.size else ():
             self._device_write(address, pieces)
+        truncate.set_size(tx, found, size)
 
     def _device_write(self, address: int, pieces: list[Any]) -> None:
         """A write of data that fails is its caller's error; after a failure of the committer nobody writes any more."""

@@ -45,7 +45,7 @@ class Mover:
         writer, at = self.writer, pos
         of = writer.inode(number)
         if pos > of.size:
-            self.clear(number, of.size)
+            self.clear(number)
         while at < pos + len(data):
             found = self.begin(number, at, pos + len(data) - at)
             assert found.offset <= at < found.offset + found.length
@@ -65,17 +65,17 @@ class Mover:
         for _ in range(2):  # doing it again changes nothing
             self.writer.change(lambda tx: iomapwrite.ioend(tx, tx.inode(number), pos, count))
 
-    def clear(self, number: int, size: int) -> None:
-        tail = self.writer.run(lambda fs: iomapwrite.tail_to_clear(fs, fs.inode(number), size))
+    def clear(self, number: int) -> None:
+        tail = self.writer.change(lambda tx: iomapwrite.tail_to_clear(tx, tx.inode(number)))
         if tail is not None:
             os.pwrite(self.device, bytes(tail[1]), tail[0])
 
-    def cut(self, number: int, size: int) -> None:
-        self.clear(number, min(size, self.writer.inode(number).size))
+    def resize(self, number: int, size: int) -> None:
+        if size > self.writer.inode(number).size:
+            self.clear(number)
         self.writer.change(lambda tx: truncate.set_size(tx, tx.inode(number), size))
         while not self.writer.change(lambda tx: truncate.shrink(tx, tx.inode(number)))[1]:
             pass
-        self.clear(number, size)
 
 
 def dirty(path: Path) -> Path:
@@ -110,7 +110,7 @@ def test_random_writes_read_back_by_us_and_the_kernel(mounts: None, form: str) -
                 model.extend(bytes(max(pos + count - len(model), 0)))
                 model[pos:pos + count] = data
             else:
-                mover.cut(number, pos)
+                mover.resize(number, pos)
                 del model[pos:]
                 model.extend(bytes(pos - len(model)))
             if step % 15 == 0:
@@ -211,14 +211,14 @@ def test_what_stands_behind_the_end_of_a_file() -> None:
     with Writer(image("-t ext4 -b 1024", 8 << 10)) as writer:
         number, mover = new_file(writer), Mover(writer)
         mover.write(number, 0, b"x" * 2500)
-        tail = writer.run(lambda fs: iomapwrite.tail_to_clear(fs, fs.inode(number), 2500))
+        tail = writer.run(lambda fs: iomapwrite.tail_to_clear(fs, fs.inode(number)))
         start = writer.run(iomap.find, writer.inode(number), 2)
         assert start.start is not None and tail is not None
         assert tail == ((start.start + 2 - start.file_block) * 1024 + 452, 572)
-        for size in (0, 1024, 2048, 3072, 5000, 1 << 30):
-            assert writer.run(lambda fs, s=size: iomapwrite.tail_to_clear(fs, fs.inode(number), s)) is None
         mover.begin(number, 8 << 10, 1024)
-        assert writer.run(lambda fs: iomapwrite.tail_to_clear(fs, fs.inode(number), (8 << 10) + 5)) is None
+        for size in (3072, 5000, (8 << 10) + 5, 1 << 30, 1024, 0):
+            writer.change(lambda tx, s=size: truncate.set_size(tx, tx.inode(number), s))
+            assert writer.run(lambda fs: iomapwrite.tail_to_clear(fs, fs.inode(number))) is None
         mover.close()
 
 

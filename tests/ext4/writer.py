@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from fusewire.ext4 import commit
+from fusewire.ext4 import commit, iomapwrite, truncate
 from fusewire.ext4.batch import ClosedBatch
 from fusewire.ext4.blocks import BlockMiss
 from fusewire.ext4.filesystem import Options
@@ -74,13 +74,29 @@ class Writer(Core):
         closed = commit.close(self.fs, START)
         for block, data in closed.blocks.items():
             os.pwrite(self._out, data, block * self.block_bytes)
-        commit.durable(self.fs, closed)
+        due = commit.durable(self.fs, closed)
         commit.home(self.fs, closed.entries)
         self.closed, self.last = self.closed + 1, closed
+        for number in due:
+            self.change(self._clear, number)
+
+    def _clear(self, tx: Transaction, number: int) -> None:
+        """Zeroes behind the end of a file whose cut is durable."""
+        tail = iomapwrite.tail_to_clear(tx, tx.inode(number))
+        if tail is not None:
+            os.pwrite(self._out, bytes(tail[1]), tail[0])
+        truncate.cleared(tx, tx.inode(number))
+
+    def settle(self) -> None:
+        """Commit, until nothing is left to do."""
+        self.commit()
+        assert self.fs.writing is not None
+        while not self.fs.writing.batch.is_empty:
+            self.commit()
 
     def check(self) -> None:
         """Commit, and let e2fsck look: it must find nothing."""
-        self.commit()
+        self.settle()
         self.check_only()
 
     def check_only(self) -> None:
@@ -92,6 +108,6 @@ class Writer(Core):
 
     def reopened(self) -> Writer:
         """The same image, opened anew after a commit: nothing remembered but what the disk holds."""
-        self.commit()
+        self.settle()
         self.close()
         return Writer(self.path, self.fs.options, copy=False)
