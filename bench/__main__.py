@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.images import WITH_SBIN, cached, fresh_copy
-from bench.report import Results, as_json, as_markdown
+from bench.report import as_markdown, fill
+from bench.results import Results
 from bench.sides import SIDES, Side, forget_pages, load_pages, start_detached
 from bench.workload import Sample, Workload
 from bench.workloads import GROUPS, WORKLOADS
@@ -22,12 +23,16 @@ from tests.mounting import missing_requirements, mount_point, mount_table, priva
 def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
-        "--only", action="append", metavar="NAME", help="run the workloads that match NAME (may hold *)"
+        "--only", action="append", metavar="NAME", help="run workloads that match NAME (may hold *; may be repeated)"
     )
     parser.add_argument("--side", action="append", choices=list(SIDES), help="measure this side; may be repeated")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds (default 3); the table shows medians")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds (default 3; 0 only prints what --add gives)")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "fusewire-bench", metavar="DIR")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample to FILE as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample to FILE, after each round")
+    parser.add_argument(
+        "--add", action="append", type=Path, default=[], metavar="FILE", help="add the samples of an earlier --json"
+    )
+    parser.add_argument("--readme", type=Path, metavar="FILE", help="put the tables between the bench marks of FILE")
     parser.add_argument("--list", action="store_true", help="name the workloads and stop")
     return parser.parse_args(words)
 
@@ -88,6 +93,7 @@ def run_round(number: int, works: list[Workload], sides: list[str], cache: Path,
         names = [name for name in sides if name in work.sides and number < min(work.rounds, SIDES[name].rounds)]
         if not names:
             continue
+        print(f"round {number + 1}: {work.name}", file=sys.stderr, flush=True)
         image = cached(work.image, cache)
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
@@ -116,12 +122,16 @@ def main(words: Sequence[str] | None = None) -> int:
     private_mounts()
     options.cache.mkdir(parents=True, exist_ok=True)
     results = Results()
+    for path in options.add:
+        results.read(path)
     for number in range(options.rounds):
         run_round(number, works, options.side or list(SIDES), options.cache, results)
-        print(f"round {number + 1} of {options.rounds} done", file=sys.stderr, flush=True)
-    print(as_markdown(works, results))
-    if options.json:
-        options.json.write_text(as_json(works, results))
+        if options.json:
+            results.write(options.json)
+    text = as_markdown(results)
+    print(text)
+    if options.readme:
+        fill(options.readme, text)
     return 1 if results.failures else 0
 
 

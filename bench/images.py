@@ -22,6 +22,8 @@ SMALL_TREE_FILES = 4000
 DIRECTORY_FILES = 20_000
 SMALL_DIRECTORY_FILES = 3000
 LARGE_FILE_BYTES = GIB
+DATA_BYTES = GIB // 4
+BIG_NAMES, SMALL_NAMES, SMALL_DIRECTORIES = 100_000, 1000, 50
 MILLION = 1_000_000
 WITH_SBIN = os.environ | {"PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"}
 
@@ -59,9 +61,9 @@ def directory_name(index: int) -> str:
     return f"document-{index * 7919 % 1_000_003:07}.json"
 
 
-def write_large_file(path: Path) -> None:
+def write_large_file(path: Path, size: int = LARGE_FILE_BYTES) -> None:
     with open(path, "wb") as file:
-        for _ in range(LARGE_FILE_BYTES >> 20):
+        for _ in range(size >> 20):
             file.write(os.urandom(1 << 20))
 
 
@@ -119,15 +121,42 @@ def make_huge(path: Path) -> None:
     format_image(path, 1 << 40, "-E", "lazy_itable_init=1,lazy_journal_init=1")
 
 
+def make_data(path: Path) -> None:
+    """``data`` of 256 MiB, on an else empty file system."""
+    make_empty(path)
+    with kernel_mount(path, "rw,noatime") as mounted:
+        write_large_file(mounted.root / "data", DATA_BYTES)
+
+
+def make_directories(path: Path) -> None:
+    """``big`` of 100,000 empty files and 50 directories ``small-…`` of 1,000."""
+    make_empty(path)
+    with kernel_mount(path, "rw,noatime") as mounted:
+        for name, count in [("big", BIG_NAMES)] + [(f"small-{i:02}", SMALL_NAMES) for i in range(SMALL_DIRECTORIES)]:
+            os.mkdir(mounted.root / name)
+            for index in range(count):
+                os.close(os.open(f"{mounted.root}/{name}/{directory_name(index)}", os.O_CREAT | os.O_WRONLY))
+
+
+def make_roomy(path: Path) -> None:
+    """An empty file system with inodes for a million files."""
+    format_image(path, 4 * GIB, "-N", str(MILLION + 20_000))
+
+
 def make_million(path: Path) -> None:
     """1,000,000 empty files in 1,000 directories."""
-    format_image(path, 4 * GIB, "-N", str(MILLION + 20_000))
+    make_roomy(path)
     with kernel_mount(path, "rw,noatime") as mounted:
-        for outer in range(1000):
-            directory = os.path.join(mounted.root, f"d{outer:03}")
-            os.mkdir(directory)
-            for inner in range(1000):
-                os.close(os.open(f"{directory}/file-{inner:04}", os.O_CREAT | os.O_WRONLY))
+        write_million(mounted.root)
+
+
+def write_million(root: Path) -> None:
+    """1,000,000 empty files in 1,000 directories."""
+    for outer in range(1000):
+        directory = os.path.join(root, f"d{outer:03}")
+        os.mkdir(directory)
+        for inner in range(1000):
+            os.close(os.open(f"{directory}/file-{inner:04}", os.O_CREAT | os.O_WRONLY))
 
 
 MAKERS: dict[str, Callable[[Path], None]] = {
@@ -136,6 +165,9 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "huge": make_huge,
     "million": make_million,
     "empty": make_empty,
+    "roomy": make_roomy,
+    "data": make_data,
+    "directories": make_directories,
     "tree": make_tree,
     "tree.tar": make_archive,
     "history.git": make_history,

@@ -1,44 +1,21 @@
-"""Samples into medians, medians into a table."""
+"""Medians as tables."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import statistics
-from collections import defaultdict
-from dataclasses import dataclass, field
+import re
+from pathlib import Path
 
-from bench.workload import Sample, Target, Workload
+from bench.peers import FUSE4FS
+from bench.results import Results
+from bench.workload import Target, Workload, at_most
+from bench.workloads import GROUPS, WORKLOADS
 
-
-@dataclass
-class Results:
-    """Every sample by workload and side, fusewire's processor time per operation [µs], and what went wrong."""
-
-    samples: dict[str, dict[str, list[float]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
-    costs: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    failures: dict[tuple[str, str], str] = field(default_factory=dict)
-
-    def add(self, work: str, side: str, sample: Sample) -> None:
-        self.samples[work][side].append(sample.value)
-        if side == "fusewire" and sample.cpu is not None:
-            self.costs[work].append(sample.cpu)
-
-    def fail(self, work: str, side: str, message: str) -> None:
-        self.failures[work, side] = message
-
-    def median(self, work: str, side: str) -> float | None:
-        values = self.samples[work][side]
-        return statistics.median(values) if values else None
-
-    def spread(self, work: str, side: str) -> float:
-        """Half the distance between the quartiles, as a part of the median."""
-        values = self.samples[work][side]
-        if len(values) < 3:
-            return 0.0
-        low, middle, high = statistics.quantiles(values, n=4)
-        return (high - low) / 2 / middle if middle else 0.0
+MEAN = at_most(2.5)
+HEAD = "workload | what | kernel ext4 | fuse2fs | fusewire | target | met | fuse4fs | server CPU | spread"
+RULE = "|---|---|---:|---:|---:|---:|---|---:|---:|---|"
+MARKS = re.compile("(<!-- bench -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 
 def figure(value: float | None) -> str:
@@ -49,37 +26,45 @@ def figure(value: float | None) -> str:
 
 
 def reached(target: Target, value: float) -> bool:
+    """Whether ``value`` is what the target asks."""
     return value >= target.bound if target.at_least else value <= target.bound
+
+
+def answer(good: bool) -> str:
+    """Yes or, to be seen, no."""
+    return "yes" if good else "**no**"
 
 
 def cell(results: Results, work: Workload, side: str) -> tuple[str, float | None]:
     """What the table says of one side, and the number that its target is about."""
-    median, kernel = results.median(work.name, side), results.median(work.name, "kernel")
+    median, ratio = results.median(work.name, side), results.ratio(work, side)
     if median is None:
         return ("failed" if (work.name, side) in results.failures else "–"), None
     if work.target and not work.target.relative:
         return f"{figure(median)} {work.unit}", median
-    if not kernel:
-        return f"{figure(median)} {work.unit}", None
-    return f"{median / kernel:.2f}", median / kernel
+    return (f"{figure(median)} {work.unit}" if ratio is None else f"{ratio:.2f}"), ratio
 
 
 def target_text(target: Target | None) -> str:
+    """The bound."""
     if target is None:
         return ""
     return ("≥ " if target.at_least else "≤ ") + f"{target.bound:.3g}"
 
 
-def cost_text(results: Results, work: Workload) -> str:
-    """fusewire's processor time per operation."""
-    costs = results.costs[work.name]
-    return f"{figure(statistics.median(costs))} µs/{work.per}" if costs and work.per else ""
+def peer_text(results: Results, work: Workload) -> str:
+    """What fuse4fs had, in the direction of the row, and whether fusewire is no slower."""
+    peer, ours = FUSE4FS.get(work.name), results.slowness(work, "fusewire")
+    if peer is None:
+        return ""
+    text = f"{1 / peer if work.is_rate else peer:.2g}"
+    return text if ours is None or ours <= peer else f"**{text}**"
 
 
 def row(results: Results, work: Workload) -> str:
-    kernel = results.median(work.name, "kernel")
+    """The line of one workload."""
+    kernel, cost = results.median(work.name, "kernel"), results.cost(work.name, "fusewire")
     ours, number = cell(results, work, "fusewire")
-    met = "" if number is None or work.target is None else ("yes" if reached(work.target, number) else "**no**")
     cells = [
         work.name,
         work.meaning,
@@ -87,31 +72,64 @@ def row(results: Results, work: Workload) -> str:
         cell(results, work, "fuse2fs")[0],
         ours,
         target_text(work.target),
-        met,
-        cost_text(results, work),
+        "" if number is None or work.target is None else answer(reached(work.target, number)),
+        peer_text(results, work),
+        f"{figure(cost)} µs/{work.per}" if cost is not None and work.per else "",
         f"{results.spread(work.name, 'kernel'):.0%} / {results.spread(work.name, 'fusewire'):.0%}",
     ]
     return "| " + " | ".join(cells) + " |"
 
 
-def as_markdown(works: list[Workload], results: Results) -> str:
-    """The table: kernel ext4 as it is, the others relative to it or, with a unit, as they are."""
-    head = "workload | what | kernel ext4 | fuse2fs | fusewire | target | met | server CPU | spread kernel / fusewire"
-    lines = [f"| {head} |", "|---|---|---:|---:|---:|---:|---|---:|---|"]
-    lines += [row(results, work) for work in works]
-    lines += [f"\nfailed: {work} on {side}: {message}" for (work, side), message in results.failures.items()]
-    lines.append(f"\n{machine()}")
+def as_markdown(results: Results) -> str:
+    """The tables of the workloads that have results: kernel ext4 as it is, the others relative to it or with a unit."""
+    shown = [work for work in WORKLOADS if results.samples.get(work.name) or fails(results, work)]
+    blocks = []
+    for title, works in GROUPS.items():
+        lines = [row(results, work) for work in works if work in shown]
+        if lines:
+            blocks.append("\n".join([f"**{title}**", "", f"| {HEAD} |", RULE, *lines]))
+    blocks += [text for text in (summary(results, shown), failures(results)) if text]
+    return "\n\n".join([*blocks, machine()]) + "\n"
+
+
+def fails(results: Results, work: Workload) -> bool:
+    """Whether the workload failed on some side."""
+    return any(name == work.name for name, _ in results.failures)
+
+
+def summary(results: Results, works: list[Workload]) -> str:
+    """The geometric means, and how many targets are met."""
+    lines = []
+    for side in ("fuse2fs", "fusewire"):
+        if mean := results.mean_slowness(works, side):
+            verdict = f" (target {target_text(MEAN)}: {answer(reached(MEAN, mean[0]))})" if side == "fusewire" else ""
+            lines.append(f"- geometric mean of the time over {mean[1]} rows: {side} {mean[0]:.2f}{verdict}")
+    numbers = [(work.target, cell(results, work, "fusewire")[1]) for work in works]
+    aims = [reached(target, number) for target, number in numbers if target and number is not None]
+    if aims:
+        lines.append(f"- targets met: {sum(aims)} of {len(aims)}")
+    pairs = [(FUSE4FS[work.name], results.slowness(work, "fusewire")) for work in works if work.name in FUSE4FS]
+    races = [ours <= peer for peer, ours in pairs if ours is not None]
+    if races:
+        lines.append(f"- rows not slower than fuse4fs's constant: {sum(races)} of {len(races)}")
     return "\n".join(lines)
 
 
+def failures(results: Results) -> str:
+    """What went wrong, a line each."""
+    return "\n".join(f"- failed: {work} on {side}: {text}" for (work, side), text in results.failures.items())
+
+
 def machine() -> str:
-    return f"Linux {platform.release()}, {os.cpu_count()} processors, Python {platform.python_version()}"
+    """Where this was measured, and how busy it was at the end."""
+    release = ".".join(platform.release().split(".")[:2])
+    load = os.getloadavg()[2]
+    return f"Linux {release}, {os.cpu_count()} processors, Python {platform.python_version()}, load {load:.1f}."
 
 
-def as_json(works: list[Workload], results: Results) -> str:
-    rows = {
-        work.name: {"meaning": work.meaning, "unit": work.unit, "samples": dict(results.samples[work.name])}
-        for work in works
-    }
-    failures = [{"workload": work, "side": side, "error": text} for (work, side), text in results.failures.items()]
-    return json.dumps({"machine": machine(), "workloads": rows, "failures": failures}, indent=1)
+def fill(path: Path, text: str) -> None:
+    """Put ``text`` between the marks of a document."""
+    changed, count = MARKS.subn(lambda found: found[1] + text + found[2], path.read_text())
+    if count != 1:
+        raise ValueError(f"{path}: not one pair of marks <!-- bench --> … <!-- /bench -->")
+    path.write_text(changed)

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.images import MILLION, directory_name
+from bench.images import MILLION, directory_name, write_million
 from bench.sides import cpu_ns, resident_bytes
 from bench.workload import MIB, OURS, SERVERS, Sample, Workload, absolute
 from tests.mounting import Mount
@@ -77,6 +77,16 @@ def cpu_lookup_absent(mounted: Mount) -> Sample:
         os.close(fd)
 
 
+def drop_dentries(mounted: Mount) -> None:
+    """Make the kernel forget the names and inodes of all file systems, and the server read of it."""
+    Path("/proc/sys/vm/drop_caches").write_text("2")
+    fd = os.open(mounted.root, os.O_RDONLY)
+    try:
+        statx(b"", fd, AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, 0x7FF)  # the forgets are read before it, or nearly all
+    finally:
+        os.close(fd)
+
+
 def cpu_lookup(mounted: Mount) -> Sample:
     """LOOKUP of names that are there: all were looked up before, then the kernel was made to forget them."""
     fd = os.open(mounted.root / "dir", os.O_RDONLY)
@@ -87,8 +97,7 @@ def cpu_lookup(mounted: Mount) -> Sample:
 
     try:
         look()
-        Path("/proc/sys/vm/drop_caches").write_text("2")
-        statx(b"", fd, AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, 0x7FF)  # the forgets are read before it, or nearly all
+        drop_dentries(mounted)
         return server_cpu(mounted, LOOKUPS, look)
     finally:
         os.close(fd)
@@ -113,9 +122,20 @@ def walk_million(mounted: Mount) -> None:
 def walk_memory(mounted: Mount) -> Sample:
     """Highest resident memory of the server after the walk [MiB]."""
     walk_million(mounted)
+    return highest_memory(mounted)
+
+
+def highest_memory(mounted: Mount) -> Sample:
+    """The most memory that the server ever had resident [MiB]."""
     if mounted.pid is None:
         raise RuntimeError("the kernel is not a process")
     return Sample(resident_bytes(mounted.pid, "VmHWM") / MIB)
+
+
+def creating_memory(mounted: Mount) -> Sample:
+    """Highest resident memory of the server after making a million files [MiB]."""
+    write_million(mounted.root)
+    return highest_memory(mounted)
 
 
 WORKLOADS = (
@@ -129,5 +149,9 @@ WORKLOADS = (
     Workload("memory-idle", "resident memory, idle", "MiB", idle_memory, absolute(60), sides=SERVERS),
     Workload(
         "memory-1m", "highest memory, 1,000,000 files", "MiB", walk_memory, absolute(300), "million", "cold", OURS, 1
+    ),
+    Workload(
+        "memory-1m-create", "the same, made by it", "MiB", creating_memory, absolute(286), "roomy", "cold", OURS, 1,
+        writes=True,
     ),
 )

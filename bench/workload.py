@@ -76,6 +76,11 @@ class Workload:
         """Whether more is better."""
         return self.unit in ("MiB/s", "IOPS")
 
+    @property
+    def is_compared(self) -> bool:
+        """Whether the figure is a time or a rate, so that kernel ext4's can be set against it."""
+        return self.is_rate or self.unit in ("s", "ms", "µs")
+
 
 @dataclass(frozen=True)
 class Timing:
