@@ -1,7 +1,7 @@
 # make run      set up, mount a demonstration image (or IMAGE=) at MNT= (default ./mnt), show it
 # make test     install what the tests need and run them all
 # make venv     only .venv with fusewire in it
-# make bench    kernel ext4, fuse2fs and fusewire side by side
+# make bench    kernel ext4, fuse2fs and fusewire side by side (BENCH= options: see bench/README.md)
 # For developers: lint, types, unit (needs no root), mount, hostile, model, crash (long: more than ten
 # thousand cuts, and ten minutes each of stress and random data)
 
@@ -44,7 +44,7 @@ test: $(VENV)/.tested
 
 bench: $(VENV)/.tested
 	@$(MAKE) --no-print-directory debian WANTED="$(NEEDS) $(TEST_NEEDS)"
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench $(BENCH)
 
 # Installs the Debian packages WANTED that are missing, when root; says what is missing otherwise.
 .PHONY: debian
