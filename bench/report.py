@@ -61,6 +61,11 @@ def peer_text(results: Results, work: Workload) -> str:
     return text if ours is None or ours <= peer else f"**{text}**"
 
 
+def spread_text(spread: float | None) -> str:
+    """The spread as a percentage."""
+    return "–" if spread is None else f"{spread:.0%}"
+
+
 def row(results: Results, work: Workload) -> str:
     """The line of one workload."""
     kernel, cost = results.median(work.name, "kernel"), results.cost(work.name, "fusewire")
@@ -75,7 +80,7 @@ def row(results: Results, work: Workload) -> str:
         "" if number is None or work.target is None else answer(reached(work.target, number)),
         peer_text(results, work),
         f"{figure(cost)} µs/{work.per}" if cost is not None and work.per else "",
-        f"{results.spread(work.name, 'kernel'):.0%} / {results.spread(work.name, 'fusewire'):.0%}",
+        " / ".join(spread_text(results.spread(work.name, side)) for side in ("kernel", "fusewire")),
     ]
     return "| " + " | ".join(cells) + " |"
 

@@ -42,11 +42,11 @@ class Results:
         values = self.costs[work][side]
         return statistics.median(values) if values else None
 
-    def spread(self, work: str, side: str) -> float:
-        """Half the distance between the quartiles, as a part of the median."""
+    def spread(self, work: str, side: str) -> float | None:
+        """Half the distance between the quartiles, as a part of the median; None for fewer than three samples."""
         values = self.samples[work][side]
         if len(values) < 3:
-            return 0.0
+            return None
         low, middle, high = statistics.quantiles(values, n=4)
         return (high - low) / 2 / middle if middle else 0.0
 
