@@ -19,7 +19,6 @@ import uvloop
 
 from fusewire import uapi
 from fusewire.blockdev import BlockDevice
-from fusewire.ext4.filesystem import Ext4
 from fusewire.options import MountOptions
 from fusewire.server import Server
 from fusewire.session import Session
@@ -28,6 +27,7 @@ from fusewire.wirelog import WireLog
 
 PATIENCE_SECONDS = 60  # a reply that has not come by then is missing; nothing waits so long otherwise
 MESSAGE_BYTES = 1 << 20
+NEVER_SECONDS = 1 << 30
 OFFERED = 0x5FD73FFFFFB  # what Linux 6.18 offers
 FILES = {b"a": b"alpha\n", b"empty": b"", b"big": bytes(range(256)) * 1024}
 
@@ -133,18 +133,22 @@ def make_image(folder: Path, *options: str, size: str = "16M") -> Path:
 
 
 @contextmanager
-def served(image: Path, device_type: type[BlockDevice] = BlockDevice, wirelog: Path | None = None) -> Iterator[Peer]:
-    """The real server on an image, and the peer that talks to it.  It must have ended well when the block ends."""
-    options = MountOptions()
+def served(image: Path, device_type: type[BlockDevice] = BlockDevice, wirelog: Path | None = None,
+           access: str = "ro") -> Iterator[Peer]:
+    """The real server on an image, and the peer that talks to it.  It must have ended well when the block ends.
+
+    What is changed (``access`` "rw") becomes durable when the peer asks for it, or the server needs it, or at the end.
+    """
+    options = MountOptions(access=access)
     source = open_source(str(image), options)
-    fs: Ext4 = open_file_system(source, options).fs
+    fs, journal, _ = open_file_system(source, options)
     device = device_type(source.device.fd)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in (ours, theirs):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-    session = Session(fs)
+    session = Session(fs, read_only=fs.writing is None)
     log = WireLog(wirelog) if wirelog else None
-    server = Server(theirs.fileno(), session, device, log)
+    server = Server(theirs.fileno(), session, device, log, journal, NEVER_SECONDS)
     ended: list[str] = []
 
     def run() -> None:
