@@ -91,6 +91,11 @@ class BatchWriter:
         self._homeless.update(batch.entries)
         return home
 
+    def flush(self) -> Entries:
+        """Make the file data durable that operations have written, and nothing else; no block came home."""
+        self._device.flush()
+        return {}
+
     @property
     def is_crowded(self) -> bool:
         """Whether a checkpoint is due.  To be asked while no job runs."""

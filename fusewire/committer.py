@@ -6,14 +6,16 @@
 K1  At most one batch is on its way; those who ask meanwhile share the next one (group commit).
 K2  After a failed write the file system turns read-only, every waiter hears of it, and so does whoever asks later.
 K3  Whoever asks is told exactly once.
+K4  Who needs no more than data, and finds nothing changed but times, gets a flush; the batch stays open.
 """
 
 import errno
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from queue import SimpleQueue
+from typing import NamedTuple
 
 from fusewire import log
 from fusewire.batchwriter import BatchWriter, Entries, Log
@@ -24,6 +26,15 @@ from fusewire.ext4.filesystem import Ext4
 
 Told = Callable[[OSError | None], None]     # called in the loop's thread: durable, or why not; must not raise
 Post = Callable[..., None]                  # has the loop's thread call something soon
+Answer = Callable[[], None]                 # called in the committer's thread: durable; must not raise
+
+
+class Asked(NamedTuple):
+    """Who waits: how they are told, whether they can do without times, and what spares them a hop between threads."""
+
+    told: Told
+    only_data: bool = False
+    answer: Answer | None = None
 
 
 class Committer:
@@ -40,7 +51,7 @@ class Committer:
         self._writer = BatchWriter(device, fs.geometry, journal)
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="journal", daemon=True)
-        self._waiting: list[Told] = []
+        self._waiting: list[Asked] = []
         self._busy = False              # a job is in the thread, or its end on the way to the loop
         self.failure: OSError | None = None
         self.on_failure: Callable[[OSError], None] | None = None
@@ -56,12 +67,16 @@ class Committer:
         """Whether nothing is on its way to the device."""
         return not self._busy and not self._waiting
 
-    def commit(self, told: Told) -> None:
-        """Make everything that was done until now durable, and say so; at once if it is so already."""
+    def commit(self, told: Told, only_data: bool = False, answer: Answer | None = None) -> None:
+        """Make everything that was done until now durable, and say so; at once if it is so already.
+
+        With ``only_data`` the times of files are not needed.  ``answer`` is called before ``told``, as soon as the
+        thread has done it: not if that fails, nor if there is nothing to do.
+        """
         if self.failure is not None:
             told(self.failure)
             return
-        self._waiting.append(told)
+        self._waiting.append(Asked(told, only_data, answer))
         if not self._busy:
             self._next()
 
@@ -91,36 +106,44 @@ class Committer:
         self.failure = OSError(errno.ESHUTDOWN, "the file system was put away")
 
     def _next(self) -> None:
-        """Close the open batch and send it off, for all who wait."""
-        told, self._waiting = self._waiting, []
+        """Close the open batch and send it off, for all who wait; or what they need of it (K4)."""
+        asked, self._waiting = self._waiting, []
         writing = self._fs.writing
         assert writing is not None
-        if writing.batch.is_empty:
-            _tell(told, None)
+        batch = writing.batch
+        light = batch.only_times and all(each.only_data for each in asked)
+        if batch.is_empty or (light and not batch.wrote_data):
+            _tell(asked, None)
+            return
+        if light:
+            batch.wrote_data = False    # what is written from now on sets it again
+            self._run(self._writer.flush, None, asked)
             return
         try:
             closed = commit.close(self._fs, int(time.time()))
         except Exception as error:  # what the batch held is lost, so nothing may be written on top of it
-            self._run(partial(_raise, error), None, told)
+            self._run(partial(_raise, error), None, asked)
             return
-        self._run(partial(self._writer.write, closed), closed, told)
+        self._run(partial(self._writer.write, closed), closed, asked)
 
-    def _run(self, job: Callable[[], Entries], closed: ClosedBatch | None, told: list[Told]) -> None:
+    def _run(self, job: Callable[[], Entries], closed: ClosedBatch | None, asked: list[Asked]) -> None:
         self._busy = True
 
         def work() -> None:
             home, failure = self._writer.attempt(job)
-            self._post(self._done, closed, home, failure, told)
+            if failure is None:
+                _call([each.answer for each in asked if each.answer is not None])
+            self._post(self._done, closed, home, failure, asked)
 
         self._jobs.put(work)
 
-    def _done(self, closed: ClosedBatch | None, home: Entries, failure: OSError | None, told: list[Told]) -> None:
+    def _done(self, closed: ClosedBatch | None, home: Entries, failure: OSError | None, asked: list[Asked]) -> None:
         self._busy = False
         if failure is not None:
             self._abort(failure)
         else:
             self._settle(closed, home)
-        _tell(told, failure)
+        _tell(asked, failure)
         self._go_on()
 
     def _settle(self, closed: ClosedBatch | None, home: Entries) -> None:
@@ -161,10 +184,14 @@ class Committer:
             del job
 
 
-def _tell(told: list[Told], failure: OSError | None) -> None:
-    for each in told:
+def _tell(asked: list[Asked], failure: OSError | None) -> None:
+    _call([each.told for each in asked], failure)
+
+
+def _call(those: Sequence[Callable[..., None]], *arguments: OSError | None) -> None:
+    for each in those:
         try:
-            each(failure)
+            each(*arguments)
         except Exception as error:  # the others must hear of it, too
             log.bug("commit_answer_failed", error)
 

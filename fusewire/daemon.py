@@ -21,7 +21,7 @@ from typing import Any
 
 import uvloop
 
-from fusewire import __version__, accel, log, mount, runtime, uevents, unmount
+from fusewire import __version__, accel, bdi, log, mount, runtime, uevents, unmount
 from fusewire.arguments import EXIT_OK, EXIT_SYSTEM, EXIT_USAGE, Failure, Parser, say
 from fusewire.ext4 import errorlog
 from fusewire.mount import Mounting
@@ -238,6 +238,7 @@ async def _serve_mounted(settings: Settings, source: Source, server: Server, mou
                          attached: Future[None], ready: Callable[[], None]) -> None:
     """Serve; as soon as the mount is there and answers, say so."""
     loop = asyncio.get_running_loop()
+    cleans_pages = settings.options.access == "rw" and bdi.clean_pages()    # before there are threads
     serving: asyncio.Future[Any] = asyncio.ensure_future(server.serve())
     ending: list[asyncio.Task[None]] = []
 
@@ -251,7 +252,7 @@ async def _serve_mounted(settings: Settings, source: Source, server: Server, mou
     if attached.done():
         _check_attached(attached)
     # What asks our own mount must not run in the loop's thread, which answers it.
-    started = _awaitable(mount.in_thread(lambda: _after_mount(settings, source, mounting)))
+    started = _awaitable(mount.in_thread(lambda: _after_mount(settings, source, mounting, cleans_pages)))
     await asyncio.wait([serving, started], return_when=asyncio.FIRST_COMPLETED)
     if source.loop is not None:
         source.loop.close()     # the mount keeps it now
@@ -277,12 +278,15 @@ def _awaitable(result: Future[Any]) -> "asyncio.Future[Any]":
     return asyncio.wrap_future(result)
 
 
-def _after_mount(settings: Settings, source: Source, mounting: Mounting) -> runtime.Registration | None:
+def _after_mount(settings: Settings, source: Source, mounting: Mounting,
+                 cleans_pages: bool) -> runtime.Registration | None:
     """What is left to do once the mount exists, and a first request to it."""
     if not mounting.sync_init:
         with suppress(OSError):
             os.stat(settings.target)
-    mount.raise_readahead(settings.target, READAHEAD_KIB)
+    bdi.raise_readahead(settings.target, READAHEAD_KIB)
+    if cleans_pages:
+        bdi.raise_dirty_limit(settings.target)
     device = source.mount_name if mounting.request.fuseblk else ""
     loop = source.loop.number if source.loop is not None else -1
     return runtime.register(settings.source, settings.target, device=device, loop=loop, version=__version__)

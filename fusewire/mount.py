@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from fusewire import fusermount, ioctl, mountapi, mountinfo
+from fusewire import fusermount, ioctl, mountapi
 from fusewire.mountapi import MountFailed
 from fusewire.mountrequest import SUBTYPE, MountError, MountRequest
 
@@ -221,26 +221,6 @@ def _explain(error: MountFailed, request: MountRequest) -> str:
 
 
 # --- Of a mount that is there -----------------------------------------------------------------------------------------
-
-
-def raise_readahead(target: str, kib: int) -> bool:
-    """True when the kernel reads at least so far ahead in files of this mount; False where we may not say so."""
-    found = mountinfo.find(target)
-    if found is None:
-        return False
-    # The device that carries a fuseblk has the plain name; the mount's own one has the suffix.
-    suffix = "-fuseblk" if found.fstype.startswith("fuseblk") else ""
-    name = f"{os.major(found.dev)}:{os.minor(found.dev)}{suffix}"
-    return _raise_to(Path("/sys/class/bdi") / name / "read_ahead_kb", kib)
-
-
-def _raise_to(path: Path, number: int) -> bool:
-    try:
-        if int(path.read_text("ascii")) < number:
-            path.write_text(str(number), "ascii")
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def abort_connection(dev: int) -> bool:

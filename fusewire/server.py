@@ -24,13 +24,14 @@ from typing import Any
 
 from fusewire import fileio, log, ops, uapi, wire
 from fusewire.batchwriter import Log
-from fusewire.blockdev import BlockDevice, BlockReader, Fetched
+from fusewire.blockdev import BlockDevice
 from fusewire.committer import Committer
 from fusewire.ext4 import commit, mountstate
 from fusewire.ext4.batch import ClosedBatch
 from fusewire.ext4.blocks import BlockMiss
 from fusewire.ext4.errors import Corrupt, Refused, errno_of
 from fusewire.ext4.transaction import CommitFirst
+from fusewire.fetcher import Fetcher
 from fusewire.fileio import Plan
 from fusewire.filewrite import DiscardPlan, ReadPlan, WritePlan
 from fusewire.handlers import housekeeping
@@ -80,9 +81,9 @@ class Server:
         self._view = memoryview(bytearray(RECEIVE_BYTES))
         self._buffers = [self._view]
         self._buffer = fileio.buffer()      # for data and blocks that are read without waiting
-        self._reader = BlockReader(device, session.fs.geometry, self._buffer)
+        self._fetcher = Fetcher(device, session.fs, self._buffer, self._workers, self._attempt, self._post,
+                                self._resume_step)
         self._waiting: dict[int, Waiter] = {}
-        self._fetching: dict[int, list[Waiter]] = {}    # block → who waits for it
         self._reading = False
         self._home = 0                      # the loop's thread
         self._committer = Committer(session.fs, device, journal, self._post) if session.fs.writing else None
@@ -96,6 +97,7 @@ class Server:
         self._background = 0                # steps that wait and that nobody has asked for
         self._quiet: asyncio.Future[None] | None = None     # told when there are none
         self._last: asyncio.Future[None] | None = None      # the answer to DESTROY
+        self._told: set[int] = set()        # inodes that the kernel was told of as outdated since the last tick
         self._aging, self._age = 0, 0       # the open batch when it was last looked at, and how many seconds ago
         self._report = Reporter(self._found_corrupt)
         self._carriers: dict[type, Callable[[Any, Any], None]] = {
@@ -312,7 +314,7 @@ class Server:
             if isinstance(miss, CommitFirst):
                 self._commit_first(waiter)
                 return
-            if self._fetch(waiter, miss):
+            if self._fetcher.fetch(waiter, miss.runs):
                 return
             try:
                 reply = waiter.step()
@@ -365,21 +367,22 @@ class Server:
             return
         self._finish(request, reply)
 
-    def _send_when_durable(self, request: Request | None, reply: Durable) -> None:
+    def _send_when_durable(self, request: Request, reply: Durable) -> None:
         """Answer once all that was done until now is on the device, or with why it is not."""
         assert self._committer is not None
-        if request is not None:
-            self._waiting[request.unique] = Waiter(request, lambda: None)
+        self._waiting[request.unique] = Waiter(request, lambda: None)
+
+        def answer() -> None:
+            if self._take(request.unique):
+                self._write((reply.reply,))
 
         def told(failure: OSError | None) -> None:
-            if failure is not None:
+            if failure is None:
+                answer()
+            else:
                 self._refuse(request, failure)
-                return
-            if request is not None:
-                self._take(request.unique)
-            self._attempt(request, self._take_step, request, reply.then)
 
-        self._committer.commit(told)
+        self._committer.commit(told, reply.only_data, answer)
 
     def _commit_first(self, waiter: Waiter) -> None:
         """Take the step again once the open batch is durable."""
@@ -406,8 +409,8 @@ class Server:
     def _tidy_up(self) -> None:
         """After requests were served: free what nobody uses any more, and send off a batch that has grown large."""
         session, committer = self._session, self._committer
-        while session.outdated:
-            self._write(wire.notify_inval_inode(node_of(session.outdated.pop()), -1))
+        if session.outdated:
+            self._tell_outdated()
         while session.unused:
             number = session.unused.pop()
             self._attempt(None, self._take_step, None, partial(housekeeping.release, session, number))
@@ -416,11 +419,20 @@ class Server:
                 and len(writing.batch.blocks) * BATCH_SHARE > writing.batch_limit_blocks:
             committer.commit(_nothing)
 
+    def _tell_outdated(self) -> None:
+        """Have the kernel ask for attributes anew, of each file once in a second: for whoever appends it is slow."""
+        for number in self._session.outdated - self._told:
+            self._write(wire.notify_inval_inode(node_of(number), -1))
+            self._told.add(number)
+            self._session.outdated.discard(number)
+
     def _tick(self) -> None:
         """Once a second: a batch that is old enough becomes durable."""
         committer, writing = self._committer, self._session.fs.writing
         if committer is None or writing is None or self._ended.done():
             return
+        self._told.clear()
+        self._tell_outdated()
         if writing.batch.is_empty or writing.batch.number != self._aging:
             self._aging, self._age = writing.batch.number, 0
         elif self._age + 1 < self._commit_seconds:
@@ -428,53 +440,6 @@ class Server:
         else:
             committer.commit(_nothing)
         self._loop.call_later(TICK_SECONDS, self._tick)
-
-    # --- Blocks -------------------------------------------------------------------------------------------------------
-
-    def _fetch(self, waiter: Waiter, miss: BlockMiss) -> bool:
-        """Bring blocks into the cache: False if they are there now, True if the request waits for them."""
-        found, missing = self._reader.read_now(miss.runs)
-        self._session.fs.cache.admit(found)
-        if not missing:
-            return False
-        asked: list[tuple[int, int]] = []
-        for first, count in missing:
-            for block in range(first, first + count):
-                self._join(waiter, block, asked)
-        if asked:
-            self._workers.submit(lambda buffer: self._attempt(None, self._fetch_in_thread, asked, buffer))
-        return True
-
-    def _join(self, waiter: Waiter, block: int, asked: list[tuple[int, int]]) -> None:
-        """Wait for a block; if nobody else does yet, it is added to the runs that are asked for now."""
-        waiter.fetches += 1
-        others = self._fetching.get(block)
-        if others is not None:
-            others.append(waiter)
-            return
-        self._fetching[block] = [waiter]
-        if asked and sum(asked[-1]) == block:
-            asked[-1] = (asked[-1][0], asked[-1][1] + 1)
-        else:
-            asked.append((block, 1))
-
-    def _fetch_in_thread(self, runs: list[tuple[int, int]], buffer: memoryview) -> None:
-        """Read the runs; whatever happens, those who wait for them go on."""
-        blocks = [block for first, count in runs for block in range(first, first + count)]
-        found: Fetched = dict.fromkeys(blocks, OSError(errno.EIO, "not read"))
-        try:
-            found = BlockReader(self._device, self._session.fs.geometry, buffer).read(runs)
-        finally:
-            self._post(self._arrived, found)
-
-    def _arrived(self, found: Fetched) -> None:
-        """Admit what a thread has read, and go on with the requests that have all they waited for."""
-        self._session.fs.cache.admit(found)
-        for block in found:
-            for waiter in self._fetching.pop(block, ()):
-                waiter.fetches -= 1
-                if not waiter.fetches:
-                    self._resume_step(waiter)
 
     # --- File data ----------------------------------------------------------------------------------------------------
 
@@ -555,10 +520,12 @@ class Server:
         for waiter in parked:
             self._resume_step(waiter)
 
-    def _take(self, unique: int) -> None:
-        """The request waits no longer.  From any thread."""
-        if self._waiting.pop(unique, None) is not None and not self._reading:
+    def _take(self, unique: int) -> bool:
+        """The request waits no longer: whether it did.  From any thread."""
+        found = self._waiting.pop(unique, None) is not None
+        if found and not self._reading:
             self._post(self._resume)
+        return found
 
     def _post(self, step: Callable[..., None], *arguments: Any) -> None:
         """Have the loop's thread do a step soon.  From any thread; nothing happens once the loop has ended."""

@@ -73,12 +73,12 @@ class LookupCounts:
 
 
 class Durable:
-    """A reply that waits until all that was done before it is durable; ``then`` makes it, and may be run again."""
+    """A reply that waits until all that was done before it is durable; with ``only_data``, all but times."""
 
-    __slots__ = ("then",)
+    __slots__ = ("only_data", "reply")
 
-    def __init__(self, then: Callable[[], Any]) -> None:
-        self.then = then
+    def __init__(self, reply: bytes, only_data: bool = False) -> None:
+        self.reply, self.only_data = reply, only_data
 
 
 class WrittenBack:

@@ -20,6 +20,7 @@ class Batch:
         self.revoked: set[int] = set()
         self.freed: list[tuple[int, int]] = []      # (first cluster, count)
         self.wrote_data = False                     # file data went to the device that must be durable first
+        self.only_times = True                      # of files were changed: nothing that finds their data
 
     @property
     def is_empty(self) -> bool:
@@ -161,6 +162,7 @@ class Writing:
         self.system_bits: dict[int, int] = {}       # group → its clusters that hold the file system's own metadata
         self.shared_attributes: dict[bytes, int] = {}   # content of an attribute block → where one with it stands
         self.directory_group = 0                    # where the last directory at the top was spread to
+        self.changes = 0                            # transactions so far that changed more than times
 
     def remember_attributes(self, content: bytes, block: int) -> None:
         """Let other inodes with the same attributes find this block; old ones are forgotten."""

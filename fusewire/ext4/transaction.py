@@ -106,6 +106,7 @@ class Transaction(Ext4):
         self.clusters_taken = 0         # allocated less freed
         self.inodes_taken = 0
         self.wrote_data = False
+        self.only_times = False         # of files are changed, and nothing else
         self.must_fit = False           # for what belongs to closing the batch itself
         self._after: list[Callable[[], None]] = []
 
@@ -191,6 +192,9 @@ class Transaction(Ext4):
             batch.blocks[block] = frozen
         self._apply_frees(batch, writing.held)
         batch.wrote_data |= self.wrote_data
+        if not self.only_times and (edited or self._revoked or self._freed):
+            batch.only_times = False
+            writing.changes += 1
         writing.free_clusters -= self.clusters_taken
         writing.free_inodes -= self.inodes_taken
         for action in self._after:

@@ -28,6 +28,7 @@ _ATIME_NOW: int = uapi.FATTR_ATIME_NOW
 _MTIME_NOW: int = uapi.FATTR_MTIME_NOW
 _KILL: int = uapi.FATTR_KILL_SUIDGID
 _FIELDS = uapi.setattr_in.fields
+_HANDLE: int = uapi.FATTR_FH | uapi.FATTR_LOCKOWNER
 _TIMES_WRITTEN_BACK = _MTIME | _CTIME   # what the kernel sends when it writes back the times that it keeps
 
 
@@ -40,6 +41,7 @@ def setattr_(session: Session, request: Request) -> bytes | WritePlan:
     with callers.transaction(session, request) as tx:
         found = tx.inode(session.number_of(request.nodeid))
         _check_changeable(found, valid)
+        tx.only_times = valid & ~_HANDLE == _TIMES_WRITTEN_BACK
         _apply(tx, found, wanted)
     return _attributes(session.fs, request, session.inode(request.nodeid))
 
@@ -89,7 +91,7 @@ def _check_changeable(found: Inode, valid: int) -> None:
     Times that were stamped before the flag was set are still to be stored.
     """
     touched = valid & (_ATIME_NOW | _MTIME_NOW) and not valid & (_MODE | _UID | _GID | _SIZE)
-    if valid == _TIMES_WRITTEN_BACK or (touched and not found.flags & FLAG_IMMUTABLE):
+    if valid & ~_HANDLE == _TIMES_WRITTEN_BACK or (touched and not found.flags & FLAG_IMMUTABLE):
         return
     if found.flags & (FLAG_IMMUTABLE | FLAG_APPEND):
         raise Refused(errno.EPERM)

@@ -2,7 +2,7 @@
 
 Nobody but us changes the file system, so everything is valid for ever.
 
-N1  What a ``Memo`` holds was made from its inode view alone, or cannot change as long as the mount is read-only.
+N1  What a ``Memo`` holds was made from its inode view alone, or names the changes after which it is void.
 """
 
 from typing import TYPE_CHECKING
@@ -33,16 +33,17 @@ class Memo:
     Attributes:
         entry: its packed entry.
         checked: whether it was found to be one that a name may lead to.
-        mapping: the one that was used last.
+        mapping: the one that was used last, and how much had been changed then (``Writing.changes``).
         tree: the Merkle tree of a verity file.
     """
 
-    __slots__ = ("checked", "entry", "mapping", "tree")
+    __slots__ = ("changes", "checked", "entry", "mapping", "tree")
 
     def __init__(self, entry: bytes) -> None:
         self.entry = entry
         self.checked = False
         self.mapping: iomap.Mapping | None = None
+        self.changes = 0
         self.tree: verity.Tree | None = None
 
 
@@ -54,6 +55,20 @@ def memo(fs: "Ext4", inode: Inode) -> Memo:
         known = inode.memo = Memo(wire.pack_entry(node_of(number), inode.generation, wire.FOREVER, 0, wire.FOREVER, 0,
                                                   _attr(fs, inode)))
     return known
+
+
+def mapping(fs: "Ext4", inode: Inode, offset: int, end: int) -> iomap.Mapping:
+    """The mapping around a byte: the one that was used last, if it reaches as far as ``end`` (saves 10 µs).
+
+    Errors as ``iomap.begin``.
+    """
+    known = memo(fs, inode)
+    changes = 0 if fs.writing is None else fs.writing.changes
+    found = known.mapping
+    if found is None or known.changes != changes or not found.offset <= offset or end > found.offset + found.length:
+        found = known.mapping = iomap.begin(fs, inode, offset, end - offset)
+        known.changes = changes
+    return found
 
 
 def entry(fs: "Ext4", inode: Inode) -> bytes:

@@ -9,12 +9,12 @@ import errno
 import stat
 
 from fusewire import filewrite, uapi, wire
-from fusewire.ext4 import iomapwrite, setattr, truncate
+from fusewire.ext4 import iomap, iomapwrite, setattr, truncate
 from fusewire.ext4.errors import Refused
-from fusewire.ext4.inode import FLAG_APPEND, Inode
+from fusewire.ext4.inode import FLAG_APPEND, FLAG_IMMUTABLE, Inode
 from fusewire.ext4.transaction import Transaction
 from fusewire.filewrite import WritePlan
-from fusewire.handlers import callers
+from fusewire.handlers import callers, nodes
 from fusewire.session import Session
 from fusewire.wire import Request
 
@@ -30,6 +30,10 @@ def write(session: Session, request: Request) -> WritePlan:
     assert data is not None
     data = data[:size]
     number = session.number_of(request.nodeid)
+    if not flags & WRITE_KILL_SUIDGID:
+        plan = _overwrite(session, request, session.fs.inode(number), offset, data)
+        if plan is not None:
+            return plan
     tx = Transaction(session.fs)
     found = writable(tx, number)
     if found.flags & FLAG_APPEND and offset < found.size and not flags & FROM_CACHE:
@@ -45,6 +49,25 @@ def write(session: Session, request: Request) -> WritePlan:
     if flags & FROM_CACHE and tx.inode(number).sectors != found.sectors:
         tx.after_commit(lambda: session.outdated.add(number))   # st_blocks: it asks after writes of its own only
     return WritePlan(writes, lambda: _written(tx, request, number, offset, len(data)))
+
+
+def _overwrite(session: Session, request: Request, found: Inode, offset: int, data: memoryview) -> WritePlan | None:
+    """The plan of a WRITE that changes nothing but data, which are there already; None for every other."""
+    end = offset + len(data)
+    if not found.is_regular or found.flags & (FLAG_APPEND | FLAG_IMMUTABLE) or not offset < end <= found.size:
+        return None
+    mapping = nodes.mapping(session.fs, found, offset, end)
+    if mapping.type != iomap.MAPPED or end > mapping.offset + mapping.length:
+        return None
+    place = mapping.addr + offset - mapping.offset
+    return WritePlan([(place, [data])], lambda: _overwritten(session, request, len(data)))
+
+
+def _overwritten(session: Session, request: Request, length: int) -> bytes:
+    writing = session.fs.writing
+    assert writing is not None
+    writing.batch.wrote_data = True
+    return wire.reply_write(request.unique, length)
 
 
 def _written(tx: Transaction, request: Request, number: int, offset: int, length: int) -> bytes:

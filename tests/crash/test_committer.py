@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -163,6 +164,93 @@ def test_a_bug_in_the_thread_is_a_failure_and_no_silence(machine: Machine, monke
     machine.committer.commit(told.append)
     machine.settle()
     assert told == [machine.committer.failure] and told[0] is not None and told[0].errno == errno.EIO
+
+
+# ---- data alone ----------------------------------------------------------------------------------------------------
+
+def stamp(machine: Machine) -> None:
+    def operation(tx: Transaction) -> None:
+        tx.only_times = True
+        inodestore.change(tx, tx.inode(ROOT_INODE), mtime=tx.now)
+
+    machine.change(operation)
+
+
+def write_data(machine: Machine) -> None:
+    assert machine.writing is not None
+    machine.writing.batch.wrote_data = True
+
+
+def events_of(machine: Machine, action: Callable[[], None]) -> str:
+    """What reaches the device until nothing is on its way: writes and flushes."""
+    start = len(machine.device.events)
+    action()
+    machine.settle()
+    return "".join("F" if isinstance(event, Flush) else "W" for event in machine.device.events[start:])
+
+
+def test_who_needs_data_alone_gets_a_flush_and_the_times_wait(machine: Machine) -> None:
+    told: Told = []
+    stamp(machine)
+    assert events_of(machine, lambda: machine.committer.commit(told.append, only_data=True)) == ""
+    write_data(machine)
+    assert events_of(machine, lambda: machine.committer.commit(told.append, only_data=True)) == "F"
+    assert events_of(machine, lambda: machine.committer.commit(told.append, only_data=True)) == ""
+    assert machine.writing is not None and not machine.writing.batch.is_empty and told == [None] * 3
+    assert events_of(machine, lambda: machine.committer.commit(told.append)) == "WWFWF"
+    assert machine.writing.batch.is_empty and told == [None] * 4
+
+
+def test_who_needs_data_alone_gets_all_where_more_than_times_was_changed(machine: Machine) -> None:
+    told: Told = []
+    stamp(machine)
+    touch(machine)
+    stamp(machine)
+    assert events_of(machine, lambda: machine.committer.commit(told.append, only_data=True)) == "WWFWF"
+    assert told == [None]
+
+
+def test_who_needs_data_alone_waits_for_what_is_on_its_way(machine: Machine) -> None:
+    told: list[str] = []
+    touch(machine)
+    machine.committer.commit(lambda _: told.append("all"))
+    write_data(machine)
+
+    def ask() -> None:
+        machine.committer.commit(lambda _: told.append("data"), only_data=True)
+        assert told == []
+
+    assert events_of(machine, ask) == "WWFWFF"
+    assert told == ["all", "data"]
+
+
+def test_a_flush_that_fails_is_told(machine: Machine) -> None:
+    told: Told = []
+    write_data(machine)
+    machine.device.faults[machine.device.calls] = Fault(errno.EIO)
+    machine.committer.commit(told.append, only_data=True)
+    machine.settle()
+    assert told == [machine.committer.failure] and told != [None]
+
+
+def test_the_thread_answers_first_and_only_if_it_succeeds(machine: Machine) -> None:
+    told: list[str] = []
+
+    def commit() -> None:
+        machine.committer.commit(lambda failure: told.append("failed" if failure else "told"),
+                                 answer=lambda: told.append(threading.current_thread().name))
+
+    commit()
+    assert told == ["told"]     # there was nothing to do
+    touch(machine)
+    commit()
+    machine.settle()
+    assert told == ["told", "journal", "told"]
+    touch(machine)
+    machine.device.faults[machine.device.calls] = Fault(errno.EIO)
+    commit()
+    machine.settle()
+    assert told == ["told", "journal", "told", "failed"]
 
 
 # ---- order ---------------------------------------------------------------------------------------------------------

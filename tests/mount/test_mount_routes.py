@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fusewire import fusermount, kernel, loopdev, mount, mountapi, mountinfo
+from fusewire import bdi, fusermount, kernel, loopdev, mount, mountapi, mountinfo
 from fusewire.mountrequest import MountError, MountRequest
 from fusewire.options import MS_NOATIME, MS_NODIRATIME, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_STRICTATIME
 from tests.mount import tinyfuse
@@ -128,21 +128,31 @@ class Mounted:
 
 def test_readahead_is_raised(target: str, image: str) -> None:
     with Mounted(MountRequest("x", target)) as found:
-        bdi = Path(f"/sys/class/bdi/{os.major(found.dev)}:{os.minor(found.dev)}/read_ahead_kb")
-        before = int(bdi.read_text())
-        assert mount.raise_readahead(target, before + 512)
-        assert int(bdi.read_text()) == before + 512
-        assert mount.raise_readahead(target, 64)
-        assert int(bdi.read_text()) == before + 512     # never lowered
+        shown = Path(f"/sys/class/bdi/{os.major(found.dev)}:{os.minor(found.dev)}/read_ahead_kb")
+        before = int(shown.read_text())
+        assert bdi.raise_readahead(target, before + 512)
+        assert int(shown.read_text()) == before + 512
+        assert bdi.raise_readahead(target, 64)
+        assert int(shown.read_text()) == before + 512     # never lowered
     with serving("--fuseblk", "--image", image, image, target) as served:
         dev = served.facts["dev"]
         own = Path(f"/sys/class/bdi/{os.major(dev)}:{os.minor(dev)}-fuseblk/read_ahead_kb")
         of_device = Path(f"/sys/class/bdi/{os.major(dev)}:{os.minor(dev)}/read_ahead_kb")
         before = int(of_device.read_text())
-        assert mount.raise_readahead(target, 3000)
+        assert bdi.raise_readahead(target, 3000)
         assert int(own.read_text()) == 3000
         assert int(of_device.read_text()) == before
-    assert not mount.raise_readahead(target, 1024)      # nothing is mounted there now
+    assert not bdi.raise_readahead(target, 1024)      # nothing is mounted there now
+
+
+def test_more_may_be_dirty(target: str) -> None:
+    with Mounted(MountRequest("x", target)) as found:
+        shown = Path(f"/sys/class/bdi/{os.major(found.dev)}:{os.minor(found.dev)}")
+        assert [int((shown / name).read_text()) for name in ("max_ratio", "strict_limit")] == [1, 1]
+        assert bdi.raise_dirty_limit(target, 30)
+        assert bdi.raise_dirty_limit(target, 20)    # never lowered
+        assert [int((shown / name).read_text()) for name in ("max_ratio", "strict_limit")] == [30, 0]
+    assert not bdi.raise_dirty_limit(target)        # nothing is mounted there now
 
 
 def test_aborted_connection_ends_the_server(target: str) -> None:

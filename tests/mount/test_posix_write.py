@@ -389,6 +389,8 @@ def test_append_only(here: Path) -> None:  # noqa: F811
         os.utime(path)
         with open(path, "ab") as file:
             file.write(b"second\n")
+            file.flush()
+            os.fsync(file.fileno())     # the kernel writes back the times, too
     finally:
         set_flags(path, 0)
     assert path.read_bytes() == b"first\nsecond\n"

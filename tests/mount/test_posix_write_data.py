@@ -282,10 +282,30 @@ def test_sync_calls(here: Path, fd: int) -> None:  # noqa: F811
 
 
 def test_blocks_are_counted_once_they_are_written(fd: int) -> None:
-    for megabytes in (1, 2, 3):
-        os.pwrite(fd, b"x" * MIB, (megabytes - 1) * MIB)
-        os.fsync(fd)
+    """At once where there were none; of a file that is being written on, a second later or when it is closed."""
+    os.pwrite(fd, b"x" * MIB, 0)
+    os.fsync(fd)
+    assert os.fstat(fd).st_blocks == MIB // 512
+    for megabytes in (2, 3):
+        other = os.open(f"/proc/self/fd/{fd}", os.O_RDWR)
+        os.pwrite(other, b"x" * MIB, (megabytes - 1) * MIB)
+        os.fsync(other)
+        os.close(other)
         assert os.fstat(fd).st_blocks == megabytes * MIB // 512
+
+
+def test_overwriting_follows_the_blocks_of_a_file(fd: int) -> None:
+    """Blocks that were freed between two writes to the same place are not written any more."""
+    for round_ in range(3):
+        for place in (0, 5 * PAGE, 40 * PAGE):
+            os.pwrite(fd, bytes([65 + round_]) * 10 * PAGE, place)
+            os.fdatasync(fd)
+            os.pwrite(fd, bytes([97 + round_]) * 2 * PAGE, place + PAGE)
+            os.fdatasync(fd)
+        fallocate(fd, PUNCH_HOLE | KEEP_SIZE, 4 * PAGE, 38 * PAGE)
+        os.pwrite(fd, b"after", 6 * PAGE)
+        assert content(fd)[4 * PAGE:42 * PAGE] == bytes(2 * PAGE) + b"after".ljust(36 * PAGE, b"\0")
+        os.ftruncate(fd, 0)
 
 
 def test_statfs_counts_what_is_written_and_freed(mounted: Writable, here: Path) -> None:  # noqa: F811
