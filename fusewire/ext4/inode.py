@@ -1,6 +1,7 @@
 """Inodes: decoded, checked, immutable.  Kernel documentation, ext4, "Index Nodes"."""
 
 import stat
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from . import checksum, group, layout
@@ -81,8 +82,9 @@ class Inode:
     def clone(self) -> "Inode":
         """A copy to be changed; what was made from the inode by layers above is not copied."""
         new = Inode()
-        for name in _COPIED:
-            setattr(new, name, getattr(self, name))
+        (new.atime, new.attributes, new.block, new.crtime, new.ctime, new.extra_isize, new.file_acl, new.flags,
+         new.generation, new.gid, new.kind, new.links, new.mapping, new.mode, new.mtime, new.number, new.project,
+         new.raw, new.rdev, new.sectors, new.size, new.uid, new.version) = _COPIED(self)
         new.memo = None
         return new
 
@@ -121,10 +123,16 @@ class Inode:
 
 def blank(number: InodeNumber, extra_isize: int) -> Inode:
     """An inode of which nothing is known but how far its fields reach behind the first 128 bytes."""
+    new = _BLANK.clone()
+    new.number, new.extra_isize = number, extra_isize
+    return new
+
+
+def _blank() -> Inode:
     new = Inode()
-    for name in _COPIED:
+    for name in Inode.__slots__:
         setattr(new, name, 0)
-    new.number, new.extra_isize, new.raw, new.block = number, extra_isize, b"", bytes(60)
+    new.raw, new.block = b"", bytes(60)
     new.atime = new.ctime = new.mtime = NEVER
     new.crtime = None
     new.rdev = (0, 0)
@@ -132,7 +140,8 @@ def blank(number: InodeNumber, extra_isize: int) -> Inode:
     return new
 
 
-_COPIED = tuple(name for name in Inode.__slots__ if name != "memo")
+_COPIED = attrgetter(*(name for name in Inode.__slots__ if name != "memo"))
+_BLANK = _blank()
 
 
 def load(fs: "Ext4", number: int) -> Inode:

@@ -1,9 +1,10 @@
-"""Changing inodes: patching the fields of one on disk, starting a new one.
+"""Changing inodes: setting fields of one, starting a new one, and encoding it.
 
-Only known fields are patched in place; bytes that we do not understand survive.
+A changed inode is encoded whole, but bytes that we do not understand survive.
 """
 
 import struct
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from . import checksum, group, inode, layout, superstore
@@ -16,9 +17,17 @@ if TYPE_CHECKING:
     from .transaction import Transaction
 
 _U16, _U32 = struct.Struct("<H"), struct.Struct("<I")
-_AT = {**layout.INODE.offsets, **{f"x_{name}": BASE_BYTES + at for name, at in layout.INODE_EXTRA.offsets.items()}}
+# Runs of neighbouring fields of layout.INODE; between them stand dtime, faddr and the checksum.
+_FIRST = struct.Struct("<HHIIII")           # mode … mtime
+_MIDDLE = struct.Struct("<HHIII60sII")      # gid_lo … file_acl_lo
+_HIGH = struct.Struct("<HHHH")              # blocks_hi … gid_hi
+_EXTRA = struct.Struct("<IIIIIII")          # ctime_extra … projid of layout.INODE_EXTRA
+_AT, _EXTRA_OFFSETS = layout.INODE.offsets, layout.INODE_EXTRA.offsets
+_MIDDLE_AT, _SIZE_HI_AT, _HIGH_AT, _DTIME_AT = _AT["gid_lo"], _AT["size_hi"], _AT["blocks_hi"], _AT["dtime"]
+_EXTRA_AT = BASE_BYTES + _EXTRA_OFFSETS["ctime_extra"]
+_PROJECT_AT = BASE_BYTES + _EXTRA_OFFSETS["projid"]
+_LOW, _LOW16 = 0xFFFFFFFF, 0xFFFF
 _MAPPING_FLAGS = inode.FLAG_EXTENTS | inode.FLAG_INLINE_DATA
-_TIMES = ("atime", "ctime", "mtime", "crtime")
 MAX_SECTORS_WITHOUT_HUGE = (1 << 32) - 1
 MAX_SIZE_WITHOUT_LARGE = (1 << 31) - 1
 WANT_EXTRA_BYTES = 32
@@ -59,17 +68,22 @@ def create(tx: "Transaction", number: int, mode: int, **fields: Any) -> Inode:
 
 
 def _store(tx: "Transaction", new: Inode, raw: bytearray, fields: dict[str, Any]) -> Inode:
-    """Patch the fields into a record, and put it and the view of it in place."""
+    """Set the fields, encode the inode into its record, and put the record and the view of it in place."""
     for name, value in fields.items():
-        _STORES[name](tx, new, raw, value)
+        setter = _SETTERS.get(name)
+        if setter is None:
+            setattr(new, name, value)
+        else:
+            setter(tx, new, raw, value)
+    _encode(tx, new, raw)
     new.raw = bytes(raw)
-    block, offset = place(tx, new.number)
+    number, size = new.number, len(raw)
+    block, offset = place(tx, number)
     entry = tx.edit_keeping(block)
-    entry.data[offset:offset + len(raw)] = raw
-    entry.views[new.number] = new
+    entry.data[offset:offset + size] = raw
+    entry.views[number] = new
     if tx.has_checksums:
-        number, seed = new.number, tx.superblock.seed
-        size = len(raw)
+        seed = tx.superblock.seed
 
         def seal(data: bytearray, _read: object) -> None:
             record = data[offset:offset + size]
@@ -78,8 +92,46 @@ def _store(tx: "Transaction", new: Inode, raw: bytearray, fields: dict[str, Any]
 
         entry.seals[number] = seal
     else:
-        entry.seals[new.number] = _nothing
+        entry.seals[number] = _nothing
     return new
+
+
+def _encode(tx: "Transaction", new: Inode, raw: bytearray) -> None:
+    """Put all fields that we know into the record, as far as it and the file system's features have them."""
+    size, sectors, acl = new.size, new.sectors, new.file_acl
+    atime, ctime, mtime = new.atime, new.ctime, new.mtime
+    if new.flags & FLAG_HUGE_FILE:
+        sectors >>= tx.geometry.block_bits - 9
+    _FIRST.pack_into(raw, 0, new.mode, new.uid & _LOW16, size & _LOW, atime[0] & _LOW, ctime[0] & _LOW,
+                     mtime[0] & _LOW)
+    _MIDDLE.pack_into(raw, _MIDDLE_AT, new.gid & _LOW16, new.links, sectors & _LOW, new.flags, new.version & _LOW,
+                      new.block, new.generation, acl & _LOW)
+    if new.is_regular or tx.has_large_dir:
+        _U32.pack_into(raw, _SIZE_HI_AT, size >> 32)
+    blocks_hi, acl_hi = sectors >> 32, acl >> 32
+    if not (tx.has_huge_file and tx.is_64bit):
+        old_blocks_hi, old_acl_hi, _, _ = _HIGH.unpack_from(raw, _HIGH_AT)
+        blocks_hi, acl_hi = (blocks_hi if tx.has_huge_file else old_blocks_hi, acl_hi if tx.is_64bit else old_acl_hi)
+    _HIGH.pack_into(raw, _HIGH_AT, blocks_hi, acl_hi, new.uid >> 16, new.gid >> 16)
+    if new.extra_isize:
+        _encode_extra(tx, new, raw)
+
+
+def _encode_extra(tx: "Transaction", new: Inode, raw: bytearray) -> None:
+    """The fields behind the first 128 bytes, each only if ``extra_isize`` reaches over it."""
+    crtime = new.crtime or inode.NEVER
+    project = new.project
+    if not tx.has_project and len(raw) >= _PROJECT_AT + _U32.size:
+        project = _U32.unpack_from(raw, _PROJECT_AT)[0]
+    packed = _EXTRA.pack(_extra(new.ctime), _extra(new.mtime), _extra(new.atime), crtime[0] & _LOW, _extra(crtime),
+                         new.version >> 32, project)
+    end = min(_EXTRA_AT + _EXTRA.size, BASE_BYTES + new.extra_isize)
+    raw[_EXTRA_AT:end] = packed[:end - _EXTRA_AT]
+
+
+def _extra(time: Time) -> int:
+    """Nanoseconds and the two bits that go before 32 bits of seconds; "Inode Timestamps"."""
+    return time[1] << 2 | (time[0] - FIRST_SECOND) >> 32
 
 
 def _nothing(_data: bytearray, _read: object) -> None:
@@ -106,16 +158,8 @@ def place(tx: "Transaction", number: int) -> tuple[int, int]:
     return table + block, offset
 
 
-def _u16(raw: bytearray, name: str, value: int) -> None:
-    _U16.pack_into(raw, _AT[name], value & 0xFFFF)
-
-
-def _u32(raw: bytearray, name: str, value: int) -> None:
-    _U32.pack_into(raw, _AT[name], value & 0xFFFFFFFF)
-
-
 def _has(new: Inode, name: str) -> bool:
-    return _AT[f"x_{name}"] + 4 <= BASE_BYTES + new.extra_isize
+    return _EXTRA_OFFSETS[name] + _U32.size <= new.extra_isize
 
 
 def has_project(of: Inode) -> bool:
@@ -123,115 +167,70 @@ def has_project(of: Inode) -> bool:
     return _has(of, "projid")
 
 
-def _mode(_tx: "Transaction", new: Inode, raw: bytearray, value: int) -> None:
+# ---- fields that are more than a value to be kept ------------------------------------------------------------------
+
+def _mode(_tx: "Transaction", new: Inode, _raw: bytearray, value: int) -> None:
     new.mode, new.kind = value, value & 0o170000
-    _u16(raw, "mode", value)
 
 
-def _uid(_tx: "Transaction", new: Inode, raw: bytearray, value: int) -> None:
-    new.uid = value
-    _u16(raw, "uid_lo", value)
-    _u16(raw, "uid_hi", value >> 16)
-
-
-def _gid(_tx: "Transaction", new: Inode, raw: bytearray, value: int) -> None:
-    new.gid = value
-    _u16(raw, "gid_lo", value)
-    _u16(raw, "gid_hi", value >> 16)
-
-
-def _size(tx: "Transaction", new: Inode, raw: bytearray, value: int) -> None:
+def _size(tx: "Transaction", new: Inode, _raw: bytearray, value: int) -> None:
     new.size = value
-    _u32(raw, "size_lo", value)
-    if new.is_regular or tx.has_large_dir:
-        _u32(raw, "size_hi", value >> 32)
     if value > MAX_SIZE_WITHOUT_LARGE and Feature.LARGE_FILE not in tx.superblock.features:
         have = superstore.get(tx, "feature_ro_compat")
         if not have & Feature.LARGE_FILE.mask:
             superstore.change(tx, feature_ro_compat=have | Feature.LARGE_FILE.mask)
 
 
-def _links(_tx: "Transaction", new: Inode, raw: bytearray, value: int) -> None:
-    new.links = value
-    _u16(raw, "links_count", value)
-
-
-def _sectors(tx: "Transaction", new: Inode, raw: bytearray, value: int) -> None:
+def _sectors(tx: "Transaction", new: Inode, _raw: bytearray, value: int) -> None:
     """Above 48 bits of sectors the count is kept in blocks instead, which the flag says."""
     if value < 0 or (value > MAX_SECTORS_WITHOUT_HUGE and not tx.has_huge_file):
         raise Corrupt(Check.INODE_SIZE, inode=new.number, sectors=value)
     new.sectors = value
-    huge = value >= 1 << 48
-    new.flags = new.flags | FLAG_HUGE_FILE if huge else new.flags & ~FLAG_HUGE_FILE
-    _u32(raw, "flags", new.flags)
-    count = value >> (tx.geometry.block_bits - 9) if huge else value
-    _u32(raw, "blocks_lo", count)
-    if tx.has_huge_file:
-        _u16(raw, "blocks_hi", count >> 32)
+    new.flags = new.flags | FLAG_HUGE_FILE if value >= 1 << 48 else new.flags & ~FLAG_HUGE_FILE
 
 
-def _flags(_tx: "Transaction", new: Inode, raw: bytearray, value: int) -> None:
+def _flags(_tx: "Transaction", new: Inode, _raw: bytearray, value: int) -> None:
     value = value & ~FLAG_HUGE_FILE | new.flags & FLAG_HUGE_FILE  # which goes with ``sectors`` alone
     if (new.flags ^ value) & _MAPPING_FLAGS:
         new.mapping = None
     new.flags = value
-    _u32(raw, "flags", value)
 
 
-def _generation(_tx: "Transaction", new: Inode, raw: bytearray, value: int) -> None:
-    new.generation = value
-    _u32(raw, "generation", value)
-
-
-def _block(_tx: "Transaction", new: Inode, raw: bytearray, value: bytes) -> None:
+def _block(_tx: "Transaction", new: Inode, _raw: bytearray, value: bytes) -> None:
     new.block, new.mapping = bytes(value), None
-    raw[_AT["block"]:_AT["block"] + 60] = value
     new.rdev = inode.device_of(new.block) if new.kind in inode.DEVICES else (0, 0)
 
 
-def _file_acl(tx: "Transaction", new: Inode, raw: bytearray, value: int) -> None:
-    new.file_acl = value
-    _u32(raw, "file_acl_lo", value)
-    if tx.is_64bit:
-        _u16(raw, "file_acl_hi", value >> 32)
+def _time(name: str) -> "Setter":
+    needed = _EXTRA_OFFSETS[f"{name}_extra"] + _U32.size
 
-
-def _time(name: str) -> Any:
-    def store(_tx: "Transaction", new: Inode, raw: bytearray, value: Time) -> None:
-        seconds, nanoseconds = value
-        wide = _has(new, f"{name}_extra")
+    def store(_tx: "Transaction", new: Inode, _raw: bytearray, value: Time) -> None:
+        wide = new.extra_isize >= needed
         last = LAST_SECOND if wide else LAST_OLD_SECOND
-        seconds = max(min(seconds, last), FIRST_SECOND)
-        if not wide or seconds in (FIRST_SECOND, last):
-            nanoseconds = 0  # none are kept, or the time was cut off as far as it goes
-        if wide:
-            _u32(raw, f"x_{name}_extra", nanoseconds << 2 | (seconds - FIRST_SECOND) >> 32)
-        if name == "crtime":
-            if not _has(new, name):
-                return
-            _u32(raw, "x_crtime", seconds)
-        else:
-            _u32(raw, name, seconds)
-        setattr(new, name, (seconds, nanoseconds))
+        if not wide or not FIRST_SECOND < value[0] < last:     # no nanoseconds are kept, or it is cut off where it ends
+            value = (max(min(value[0], last), FIRST_SECOND), 0)
+        setattr(new, name, value)
 
     return store
+
+
+def _crtime(tx: "Transaction", new: Inode, raw: bytearray, value: Time) -> None:
+    if _has(new, "crtime"):
+        _set_crtime(tx, new, raw, value)
 
 
 def _project(tx: "Transaction", new: Inode, raw: bytearray, value: int) -> None:
     if _has(new, "projid"):
         new.project = value if tx.has_project else 0
-        _u32(raw, "x_projid", value)
+        _U32.pack_into(raw, _PROJECT_AT, value)
 
 
-def _version(_tx: "Transaction", new: Inode, raw: bytearray, value: int) -> None:
-    new.version = value if _has(new, "version_hi") else value & 0xFFFFFFFF
-    _u32(raw, "version_lo", value)
-    if _has(new, "version_hi"):
-        _u32(raw, "x_version_hi", value >> 32)
+def _version(_tx: "Transaction", new: Inode, _raw: bytearray, value: int) -> None:
+    new.version = value if _has(new, "version_hi") else value & _LOW
 
 
 def _dtime(_tx: "Transaction", _new: Inode, raw: bytearray, value: int) -> None:
-    _u32(raw, "dtime", value)
+    _U32.pack_into(raw, _DTIME_AT, value)
 
 
 def _tail(_tx: "Transaction", new: Inode, raw: bytearray, value: bytes) -> None:
@@ -240,7 +239,9 @@ def _tail(_tx: "Transaction", new: Inode, raw: bytearray, value: bytes) -> None:
     raw[BASE_BYTES + new.extra_isize:] = value
 
 
-_STORES = {"mode": _mode, "uid": _uid, "gid": _gid, "size": _size, "links": _links, "sectors": _sectors,
-           "flags": _flags, "generation": _generation, "block": _block, "file_acl": _file_acl,
-           **{name: _time(name) for name in _TIMES}, "project": _project, "version": _version, "dtime": _dtime,
-           "tail": _tail}
+Setter = Callable[["Transaction", Inode, bytearray, Any], None]
+_set_crtime = _time("crtime")
+_SETTERS: dict[str, Setter] = {
+    "mode": _mode, "size": _size, "sectors": _sectors, "flags": _flags, "block": _block, "atime": _time("atime"),
+    "ctime": _time("ctime"), "mtime": _time("mtime"), "crtime": _crtime, "project": _project, "version": _version,
+    "dtime": _dtime, "tail": _tail}
