@@ -63,7 +63,8 @@ class BlockCache:
         self.block_bytes = block_bytes
         self.blocks = blocks
         self.generation_blocks = max(MINIMUM_BLOCKS, limit_bytes // (2 * VIEW_FACTOR * block_bytes))
-        self._young: dict[int, CachedBlock] = {}
+        self._young: dict[int, CachedBlock] = {}        # pinned blocks, too, which do not count
+        self._inserted = 0
         self._old: dict[int, CachedBlock] = {}
         self._failed: dict[int, OSError] = {}
         self._pinned: dict[int, CachedBlock] = {}
@@ -118,9 +119,8 @@ class BlockCache:
 
     def pin(self, block: int, entry: CachedBlock) -> None:
         """Put a block here that is newer than the disk; it stays until ``unpin``."""
-        self._young.pop(block, None)
         self._old.pop(block, None)
-        self._pinned[block] = entry
+        self._young[block] = self._pinned[block] = entry
 
     def unpin(self, block: int, entry: CachedBlock) -> None:
         """The disk now holds what ``entry`` says: keep it as any other block, unless it was replaced meanwhile."""
@@ -158,9 +158,10 @@ class BlockCache:
         self._failed[block] = error
 
     def _insert(self, block: int, entry: CachedBlock) -> None:
-        if len(self._young) >= self.generation_blocks:
-            self._old, self._young = self._young, {}
+        if self._inserted >= self.generation_blocks:
+            self._old, self._young, self._inserted = self._young, {}, 0
         self._young[block] = entry
+        self._inserted += 1
 
 
 def runs_of(blocks: Iterable[int]) -> list[tuple[int, int]]:

@@ -2,6 +2,8 @@
 
 import struct
 from collections.abc import Callable
+from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from . import checksum, layout
@@ -11,6 +13,7 @@ from .units import FsBlock, Geometry
 
 if TYPE_CHECKING:
     from .filesystem import Ext4
+    from .superblock import Superblock
     from .transaction import Transaction
 
 INODE_UNINIT = 1
@@ -41,6 +44,16 @@ class GroupDesc:
         self.flags: int = low[6]
         self.itable_unused: int = low[10] | high[6] << 16
 
+    def clone(self) -> "GroupDesc":
+        """A copy to be changed."""
+        new = GroupDesc.__new__(GroupDesc)
+        (new.block_bitmap, new.flags, new.free_blocks, new.free_inodes, new.inode_bitmap, new.inode_table,
+         new.itable_unused, new.used_dirs) = _COPIED(self)
+        return new
+
+
+_COPIED = attrgetter(*GroupDesc.__slots__)
+
 
 def load(fs: "Ext4", group: int) -> GroupDesc:
     """The descriptor of a group.  Raises ``Corrupt`` (GROUP_CHECKSUM, GROUP_LOCATION) or ``BlockMiss``."""
@@ -64,7 +77,7 @@ def raw(fs: "Ext4", group: int) -> bytes:
 def change(tx: "Transaction", group: int, **fields: int) -> None:
     """Store fields of a descriptor (names of ``GroupDesc``); its checksums are sealed when the batch closes."""
     block, offset = tx.superblock.descriptor_block(group)
-    load(tx, group)
+    new = load(tx, group).clone()
     entry = tx.edit_keeping(block)
     wide = tx.geometry.group_desc_bytes >= WIDE_BYTES
     for name, value in fields.items():
@@ -72,21 +85,23 @@ def change(tx: "Transaction", group: int, **fields: int) -> None:
         _U16.pack_into(entry.data, offset + low, value & 0xFFFF)
         if high is not None and wide:
             _U16.pack_into(entry.data, offset + high, value >> 16)
-    entry.views["group", group] = GroupDesc(bytes(entry.data[offset:offset + tx.geometry.group_desc_bytes]),
-                                            tx.is_64bit)
-    seed, uuid, geometry = tx.superblock.seed, tx.superblock.uuid, tx.geometry
-    checked, old = tx.has_checksums, Feature.GDT_CSUM in tx.superblock.features
+        setattr(new, name, value)
+    entry.views["group", group] = new
+    if ("group", group) not in entry.seals:
+        entry.seals["group", group] = partial(_seal, tx.superblock, group, offset)
 
-    def seal(data: bytearray, read: Callable[[int], bytes | None]) -> None:
-        desc = bytearray(data[offset:offset + geometry.group_desc_bytes])
-        if checked:
-            _seal_bitmaps(desc, geometry, seed, read, wide=len(desc) >= WIDE_BYTES)
-            checksum.seal_group_desc(desc, group, seed)
-        elif old:
-            checksum.seal_group_desc_crc16(desc, group, uuid)
-        data[offset:offset + len(desc)] = desc
 
-    tx.seal(block, ("group", group), seal)
+def _seal(superblock: "Superblock", group: int, offset: int, data: bytearray,
+          read: Callable[[int], bytes | None]) -> None:
+    """Compute the checksums of a descriptor and of its bitmaps in the same batch."""
+    geometry = superblock.geometry
+    desc = bytearray(data[offset:offset + geometry.group_desc_bytes])
+    if superblock.has_checksums:
+        _seal_bitmaps(desc, geometry, superblock.seed, read, wide=len(desc) >= WIDE_BYTES)
+        checksum.seal_group_desc(desc, group, superblock.seed)
+    elif Feature.GDT_CSUM in superblock.features:
+        checksum.seal_group_desc_crc16(desc, group, superblock.uuid)
+    data[offset:offset + len(desc)] = desc
 
 
 def _seal_bitmaps(desc: bytearray, geometry: Geometry, seed: int, read: Callable[[int], bytes | None],
