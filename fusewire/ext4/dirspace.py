@@ -4,6 +4,7 @@ What ``directory`` decoded from a block is replaced together with the bytes, so 
 """
 
 import errno
+from functools import partial
 from typing import TYPE_CHECKING
 
 from . import checksum, directory, dirrecords, htree, inodestore, iomap, mapping
@@ -136,8 +137,11 @@ def append(tx: "Transaction", of: Inode) -> tuple[Inode, int]:
 def seal(tx: "Transaction", of: Inode, block: int) -> None:
     """Let the checksum of a block of names be computed when the batch closes."""
     if tx.has_checksums:
-        seed = tx.seed_of(of)
-        tx.seal(block, "directory", lambda raw, _read: checksum.seal_dir_block(raw, seed))
+        tx.seal(block, "directory", partial(_seal, tx.superblock.seed, of.number, of.generation))
+
+
+def _seal(seed: int, number: int, generation: int, raw: bytearray, _read: object) -> None:
+    checksum.seal_dir_block(raw, checksum.inode_seed(seed, number, generation))
 
 
 def _names_key(of: Inode) -> tuple[str, int, int]:

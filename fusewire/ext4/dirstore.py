@@ -38,6 +38,14 @@ def locate(fs: "Ext4", of: Inode, name: bytes) -> Found | None:
     return None
 
 
+def locate_again(fs: "Ext4", of: Inode, found: Found) -> Found:
+    """Where a name is that ``locate`` found before other names were entered, which may have moved it."""
+    entry = dirspace.names(fs, of, found.file_block).names.get(found.entry.name)
+    again = Found(found.file_block, entry) if entry is not None else locate(fs, of, found.entry.name)
+    assert again is not None, "a name goes only where it is taken out"
+    return again
+
+
 def add(tx: "Transaction", of: Inode, name: bytes, number: int, mode: int) -> Inode:
     """Enter a name that the directory does not have; ``mode`` tells the inode's type.
 

@@ -5,6 +5,7 @@ A changed inode is encoded whole, but bytes that we do not understand survive.
 
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from . import checksum, group, inode, layout, superstore
@@ -82,18 +83,15 @@ def _store(tx: "Transaction", new: Inode, raw: bytearray, fields: dict[str, Any]
     entry = tx.edit_keeping(block)
     entry.data[offset:offset + size] = raw
     entry.views[number] = new
-    if tx.has_checksums:
-        seed = tx.superblock.seed
-
-        def seal(data: bytearray, _read: object) -> None:
-            record = data[offset:offset + size]
-            checksum.seal_inode(record, number, seed)
-            data[offset:offset + size] = record
-
-        entry.seals[number] = seal
-    else:
-        entry.seals[number] = _nothing
+    if number not in entry.seals:
+        entry.seals[number] = partial(_seal, tx.superblock.seed, number, offset, size) if tx.has_checksums else _nothing
     return new
+
+
+def _seal(seed: int, number: int, offset: int, size: int, data: bytearray, _read: object) -> None:
+    record = data[offset:offset + size]
+    checksum.seal_inode(record, number, seed)
+    data[offset:offset + size] = record
 
 
 def _encode(tx: "Transaction", new: Inode, raw: bytearray) -> None:

@@ -165,8 +165,8 @@ def _move(tx: "Transaction", old: Name, new: Name, whiteout: Caller | None) -> R
 
 def _vacate(tx: "Transaction", parent: Inode, old: Name, whiteout: Caller | None) -> None:
     """Take the old name away, or let it lead to a whiteout: a character device 0:0.  It may stand elsewhere by now."""
-    found = dirstore.locate(tx, parent, old.name)
-    assert found is not None
+    assert old.found is not None
+    found = dirstore.locate_again(tx, parent, old.found)
     if whiteout is None:
         dirstore.remove(tx, parent, found)
         return

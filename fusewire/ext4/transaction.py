@@ -206,8 +206,10 @@ class Transaction(Ext4):
         if batch.is_empty or self.must_fit:
             return True
         records = (len(batch.revoked) + len(self._revoked)) * REVOKE_RECORD_BYTES
-        size = len(batch.blocks) + sum(1 for block in edited if block not in batch.blocks)
-        return size + self.geometry.blocks_for(records) <= writing.batch_limit_blocks
+        limit = writing.batch_limit_blocks - self.geometry.blocks_for(records)
+        if len(batch.blocks) + len(edited) <= limit:
+            return True
+        return len(batch.blocks.keys() | edited.keys()) <= limit
 
     def _apply_frees(self, batch: Batch, held: Held) -> None:
         batch.revoked -= self._created
