@@ -232,11 +232,15 @@ def index_node(fs: "Ext4", directory: Inode, file_block: int) -> htree.Node:
 def names_at(fs: "Ext4", directory: Inode, file_block: int) -> DirBlock:
     """The decoded entries of one block of a directory, which is read ahead if it is not in memory."""
     block = device_block(fs, directory, file_block)
-    if not fs.cache.holds(block):
-        _read_ahead(fs, directory, file_block)
     key = ("directory", directory.number, directory.generation)
-    found = fs.cache.view(block, key, lambda data: _decode(fs, directory, data, file_block=file_block),
-                          lambda data: _verify(fs, directory, data, file_block))
+    try:
+        found: DirBlock | None = fs.cache.entry(block).views.get(key)
+    except BlockMiss:
+        _read_ahead(fs, directory, file_block)
+        raise
+    if found is None:
+        found = fs.cache.view(block, key, lambda data: _decode(fs, directory, data, file_block=file_block),
+                              lambda data: _verify(fs, directory, data, file_block))
     if found.file_block is None:
         found.file_block = file_block
     if found.file_block != file_block:

@@ -6,7 +6,7 @@ it becomes indexed (``htreestore``), where the file system has that feature, and
 Every function that changes a directory returns it as it is then: with new times and a new version, perhaps larger.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import directory, dirspace, htreestore, inodestore
@@ -118,13 +118,13 @@ def _touched(tx: "Transaction", of: Inode) -> Inode:
     return inodestore.change(tx, of, mtime=tx.now, ctime=tx.now, version=of.version + 1, flags=flags)
 
 
-def _candidates(fs: "Ext4", of: Inode, name: bytes) -> Iterator[int]:
+def _candidates(fs: "Ext4", of: Inode, name: bytes) -> Iterable[int]:
     """The blocks that can hold a name."""
     if directory.is_indexed(fs, of):
         if name in directory.DOTS:
-            return iter((0,))
+            return (0,)
         try:
-            return iter(list(htreestore.leaves(fs, of, name)))
+            return htreestore.leaves(fs, of, name)
         except Corrupt as error:
             if error.check not in directory.UNUSABLE_INDEX:
                 raise

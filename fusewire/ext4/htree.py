@@ -6,7 +6,7 @@ nodes in blocks of their own behind one unused entry as long as the block.
 
 import struct
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -89,9 +89,16 @@ def _node(fs: "Ext4", directory: Inode, data: bytes, file_block: int, at: int) -
     return Node(hashes, blocks)
 
 
-def leaves(top: Root, inner_node: InnerNode, hash_value: int) -> Iterator[int]:
+def leaves(top: Root, inner_node: InnerNode, hash_value: int) -> Iterable[int]:
     """The file blocks of the leaves that can hold names of a hash: one, and those in which the same hash goes on."""
     path = descend(top, inner_node, hash_value)
+    node, index = path[-1]
+    if index + 1 < len(node.hashes) and node.hashes[index + 1] & ~CONTINUED != hash_value:
+        return (node.blocks[index],)
+    return _leaves_from(path, inner_node, hash_value)
+
+
+def _leaves_from(path: list[tuple[Node, int]], inner_node: InnerNode, hash_value: int) -> Iterator[int]:
     for _ in range(MAX_CONTINUED):
         node, index = path[-1]
         yield node.blocks[index]

@@ -10,7 +10,6 @@ I2  Within a node entries ascend, and the first entry's hash is not stored: it i
 import errno
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -40,10 +39,10 @@ class Step(NamedTuple):
     taken: int
 
 
-def leaves(fs: "Ext4", of: Inode, name: bytes) -> Iterator[int]:
+def leaves(fs: "Ext4", of: Inode, name: bytes) -> list[int]:
     """The blocks of an indexed directory that can hold a name.  Raises ``Corrupt`` for an index that is broken."""
     top = _root(fs, of)
-    return htree.leaves(top, lambda block: directory.index_node(fs, of, block), _hash_of(fs, top.version, name))
+    return list(htree.leaves(top, lambda block: directory.index_node(fs, of, block), _hash_of(fs, top.version, name)))
 
 
 def add(tx: "Transaction", of: Inode, link: Link) -> Inode:
