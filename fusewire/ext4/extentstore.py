@@ -30,6 +30,7 @@ LEAVES_AT_ONCE = 16                 # that one transaction converts; each may co
 _EXTENT = struct.Struct("<IHHI")
 _INDEX = struct.Struct("<IIHH")
 _HEADER = layout.EXTENT_HEADER.struct
+_EMPTY = _HEADER.pack(extents.MAGIC, 0, ROOT_ENTRIES, 0, 0)
 
 
 class Step(NamedTuple):
@@ -88,7 +89,12 @@ def unmap(tx: "Transaction", inode: Inode, first: int, end: int, budget: int) ->
 
 def empty_root() -> bytes:
     """The block array of a new inode that maps by extents."""
-    return _HEADER.pack(extents.MAGIC, 0, ROOT_ENTRIES, 0, 0).ljust(60, b"\0")
+    return _EMPTY.ljust(60, b"\0")
+
+
+def is_empty(inode: Inode) -> bool:
+    """Whether the root of an inode's extents has no entry."""
+    return inode.block.startswith(_EMPTY)
 
 
 def path_to(tx: "Transaction", inode: Inode, file_block: int) -> list[Step]:

@@ -9,7 +9,8 @@ I1  The blocks of directories and links are metadata: they are revoked as they a
 from functools import partial
 from typing import TYPE_CHECKING
 
-from . import inodealloc, inodestore, iomap, mapping, namespace, orphan, truncate, xattrwrite
+from . import inodealloc, inodestore, iomap, mapping, namespace, orphan, xattrwrite
+from .extents import END_OF_FILE_BLOCKS
 from .inode import Inode
 from .mapping import EXTENTS_AT_ONCE
 
@@ -25,21 +26,21 @@ def release(tx: "Transaction", inode: Inode) -> bool:
     Returns whether that is done; if not, call it again in another transaction.  Raises ``Corrupt``, ``BlockMiss``.
     """
     assert not inode.links, "an inode with names is in use"
-    if _has_blocks(tx, inode):
+    if _has_blocks(tx, inode) and not mapping.is_empty(inode):
         if not inode.is_regular:
             inode, done = _cut_metadata(tx, inode)
             if not done:
                 return False
-        elif inode.size:
-            inode = inodestore.change(tx, inode, size=0)
-        inode, done = truncate.shrink(tx, inode)
+        inode, done = mapping.unmap(tx, inode, 0, END_OF_FILE_BLOCKS)
         if not done:
             return False
     inode = xattrwrite.drop_all(tx, inode)
     number, is_dir = inode.number, inode.is_dir
+    last = {"dtime": tx.now[0], "size": 0 if inode.is_regular else inode.size}
     if orphan.contains(tx, number):
-        orphan.remove(tx, number)
-    inodestore.change(tx, tx.inode(number), dtime=tx.now[0])
+        orphan.remove(tx, number, **last)
+    else:
+        inodestore.change(tx, inode, **last)
     inodealloc.free(tx, number, is_dir)
     assert tx.writing is not None
     tx.after_commit(partial(tx.writing.cuts.remove, number))

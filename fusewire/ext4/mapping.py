@@ -55,6 +55,11 @@ def goal_of(tx: "Transaction", inode: Inode, file_block: int) -> int:
     return tx.geometry.first_block_of(tx.geometry.group_of_inode(inode.number)[0])
 
 
+def is_empty(inode: Inode) -> bool:
+    """Whether the block array of an inode that maps blocks maps none."""
+    return extentstore.is_empty(inode) if inode.has_extents else not any(inode.block)
+
+
 def unmap(tx: "Transaction", inode: Inode, first: int, end: int) -> tuple[Inode, bool]:
     """Free what file blocks [first, end) are mapped to, as much as one transaction should; whether all is done."""
     if inode.has_extents:

@@ -88,8 +88,7 @@ def tmpfile(tx: "Transaction", parent: Inode, mode: int, caller: Caller) -> Inod
     check_directory(parent)
     check_changeable(parent)
     made = newinode.make(tx, parent, stat.S_IFREG | stat.S_IMODE(mode), caller, links=0)
-    orphan.add(tx, made.number)
-    return tx.inode(made.number)
+    return orphan.add(tx, made.number)
 
 
 def link(tx: "Transaction", source: Inode, parent: Inode, name: bytes) -> Inode:
@@ -108,9 +107,8 @@ def link(tx: "Transaction", source: Inode, parent: Inode, name: bytes) -> Inode:
     check_project(parent, source)
     dirstore.add(tx, parent, name, source.number, source.mode)
     if not source.links:
-        orphan.remove(tx, source.number)
-    source = tx.inode(source.number)
-    return inodestore.change(tx, source, links=source.links + 1, ctime=tx.now)
+        return orphan.remove(tx, source.number, links=1, ctime=tx.now)
+    return inodestore.change(tx, tx.inode(source.number), links=source.links + 1, ctime=tx.now)
 
 
 def unlink(tx: "Transaction", parent: Inode, name: bytes) -> Inode:
@@ -230,15 +228,11 @@ def count_subdirectory(tx: "Transaction", parent: Inode, change: int) -> Inode:
 
 def drop_link(tx: "Transaction", victim: Inode) -> Inode:
     """A file with one name less, an orphan if that was the last."""
-    victim = inodestore.change(tx, tx.inode(victim.number), links=max(victim.links - 1, 0), ctime=tx.now)
-    if victim.links:
-        return victim
-    orphan.add(tx, victim.number)
-    return tx.inode(victim.number)
+    if victim.links > 1:
+        return inodestore.change(tx, tx.inode(victim.number), links=victim.links - 1, ctime=tx.now)
+    return orphan.add(tx, victim.number, links=0, ctime=tx.now)
 
 
 def drop_directory(tx: "Transaction", victim: Inode) -> Inode:
     """A directory that has no name any more, and so is an orphan."""
-    inodestore.change(tx, victim, links=0, ctime=tx.now, version=victim.version + 1)
-    orphan.add(tx, victim.number)
-    return tx.inode(victim.number)
+    return orphan.add(tx, victim.number, links=0, ctime=tx.now, version=victim.version + 1)

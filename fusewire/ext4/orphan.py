@@ -11,7 +11,7 @@ I2  Hints are compared with the disk before they are used; a wrong one costs a s
 
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import checksum, inode, inodestore, iomap, layout, superstore
 from .batch import Writing
@@ -31,32 +31,45 @@ _DTIME_AT = layout.INODE.offsets["dtime"]
 _FREE = bytes(WORD_BYTES)
 
 
-def add(tx: "Transaction", number: int) -> None:
-    """Note an inode as orphan (again, without effect); views of it may be stale afterwards."""
+def add(tx: "Transaction", number: int, **fields: Any) -> Inode:
+    """Note an inode as orphan (again, without effect) and store ``fields`` as ``inodestore.change``.
+
+    Returns the inode as it is then.
+    """
     if contains(tx, number):
-        return
+        return _changed(tx, number, fields)
     slot = _enter_file(tx, number) if Feature.ORPHAN_FILE in tx.superblock.features else None
     if slot is None:
-        _push(tx, number)
+        found = _push(tx, number, fields)
     else:
+        found = _changed(tx, number, fields)
         tx.after_commit(partial(_writing(tx).orphans.__setitem__, number, slot))
     _mark(tx, number, True)
+    return found
 
 
-def remove(tx: "Transaction", number: int) -> None:
-    """An inode is no orphan any more; views of it may be stale afterwards.
+def remove(tx: "Transaction", number: int, **fields: Any) -> Inode:
+    """An inode is no orphan any more; ``fields`` are stored as by ``inodestore.change``.  It as it is then.
 
     Raises ``Corrupt(INODE_NUMBER)`` if it is not noted where it should be.
     """
     hint = _writing(tx).orphans.get(number)
     if hint is not None and hint < 0:
-        gone = _unlink(tx, number, -1 - hint) or _leave_file(tx, number, None)
+        listed = _unlink(tx, number, -1 - hint)
+        gone = listed or _leave_file(tx, number, None)
     else:
-        gone = _leave_file(tx, number, hint) or _unlink(tx, number, 0)
+        listed = not _leave_file(tx, number, hint)
+        gone = not listed or _unlink(tx, number, 0)
     if not gone:
         raise Corrupt(Check.INODE_NUMBER, orphan=number, noted=False)
     tx.after_commit(partial(_forget, _writing(tx).orphans, number))
     _mark(tx, number, False)
+    return _changed(tx, number, {"dtime": 0, **fields} if listed else fields)
+
+
+def _changed(tx: "Transaction", number: int, fields: dict[str, Any]) -> Inode:
+    found = inode.load(tx, number)
+    return inodestore.change(tx, found, **fields) if fields else found
 
 
 def contains(tx: "Transaction", number: int) -> bool:
@@ -134,11 +147,12 @@ def _list(fs: "Ext4") -> Iterator[int]:
         number = next_of(inode.load(fs, number))
 
 
-def _push(tx: "Transaction", number: int) -> None:
+def _push(tx: "Transaction", number: int, fields: dict[str, Any]) -> Inode:
     head = superstore.get(tx, "last_orphan")
-    inodestore.change(tx, inode.load(tx, number), dtime=head)
+    found = inodestore.change(tx, inode.load(tx, number), dtime=head, **fields)
     superstore.change(tx, last_orphan=number)
     tx.after_commit(partial(_pushed, _writing(tx).orphans, number, head))
+    return found
 
 
 def _pushed(known: dict[int, int], number: int, head: int) -> None:
@@ -148,7 +162,7 @@ def _pushed(known: dict[int, int], number: int, head: int) -> None:
 
 
 def _unlink(tx: "Transaction", number: int, hint: int) -> bool:
-    """Take an inode out of the list; False if it is not there.  ``hint``: which may be before it, 0 if it is first."""
+    """Lead the list past an inode; False if it is not on it.  ``hint``: which may be before it, 0 if it is first."""
     newer = _newer(tx, number, hint)
     if newer is None:
         return False
@@ -157,7 +171,6 @@ def _unlink(tx: "Transaction", number: int, hint: int) -> bool:
         inodestore.change(tx, inode.load(tx, newer), dtime=following)
     else:
         superstore.change(tx, last_orphan=following)
-    inodestore.change(tx, inode.load(tx, number), dtime=0)
     tx.after_commit(partial(_unlinked, _writing(tx).orphans, following, newer))
     return True
 

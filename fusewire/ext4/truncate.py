@@ -36,8 +36,7 @@ def set_size(tx: "Transaction", inode: Inode, size: int) -> Inode:
         raise Refused(errno.EFBIG)
     if size < inode.size:
         if inode.links:
-            orphan.add(tx, inode.number)
-            inode = tx.inode(inode.number)
+            inode = orphan.add(tx, inode.number)
         if inode.is_regular and tx.geometry.within_block(size):
             tx.after_commit(partial(_note_cut, _writing(tx), inode.number))
     return inodestore.change(tx, inode, size=size)

@@ -38,8 +38,10 @@ def setattr_(session: Session, request: Request) -> bytes | WritePlan:
     valid = wanted["valid"]
     if valid & _SIZE:
         return _truncate(session, request, wanted)
-    if valid == _TIMES_WRITTEN_BACK and _has_times(session.inode(request.nodeid), wanted):
-        return _attributes(session, request)
+    if valid == _TIMES_WRITTEN_BACK:
+        found = session.inode(request.nodeid)
+        if _has_times(found, wanted):
+            return _attributes(session.fs, request, found)
     with callers.transaction(session, request) as tx:
         found = tx.inode(session.number_of(request.nodeid))
         _check_changeable(found, valid)
