@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from bench import metadata, programs, reading, scaling, serving, writing
+from bench import layout, metadata, programs, reading, scaling, serving, writing
 from bench.workload import Workload
 
 GROUPS: dict[str, tuple[Workload, ...]] = {
     "Reading": reading.WORKLOADS,
     "Names": metadata.WORKLOADS,
-    "Writing": writing.WORKLOADS,
+    "Writing": (*writing.WORKLOADS, *layout.WORKLOADS),
     "Programs": programs.WORKLOADS,
     "Large directories": scaling.WORKLOADS,
     "The server alone": serving.WORKLOADS,

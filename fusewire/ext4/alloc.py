@@ -4,6 +4,7 @@ I1  A group's free count equals the zero bits of its bitmap, in every transactio
 I2  A cluster freed in a batch is not taken again before that batch is durable: searches see it as used.
 I3  ENOSPC comes when the kernel's ext4 gives it: the share reserved for root is honoured, nothing else is kept back.
 I4  What holds metadata of the file system itself is neither given out nor given back.
+I5  Clusters behind what a file was given (``batch.Windows``) are left to it as long as others find some elsewhere.
 
 Bits are clusters, counted from the first block of the group.  A search sees a group's free clusters as the bits of one
 integer: its positions that begin n free ones are found with log n shifts (2 µs each for 32768 bits).
@@ -11,6 +12,7 @@ integer: its positions that begin n free ones are found with log n shifts (2 µs
 
 import errno
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import checksum, group
@@ -36,7 +38,8 @@ class Run(NamedTuple):
     length: int
 
 
-def allocate(tx: "Transaction", goal: int, count: int, *, reserve: bool = False) -> Run:
+def allocate(tx: "Transaction", goal: int, count: int, *, reserve: bool = False, owner: int = 0,
+             ahead: int = 0) -> Run:
     """Up to ``count`` neighbouring blocks, at ``goal`` if they are free there, else as near behind it as possible.
 
     With bigalloc, whole clusters are taken: the run starts at a cluster's first block, its count is a multiple.
@@ -44,6 +47,8 @@ def allocate(tx: "Transaction", goal: int, count: int, *, reserve: bool = False)
     Args:
         reserve: for what must not fail, because the data that it is about are there already: the blocks that nobody
             gets otherwise (``reserved_clusters``, and those of root) may be used.
+        owner: the file that they are for, which has its window.
+        ahead: blocks behind them that shall be left to the owner, to be asked for next.
 
     Raises:
         Refused(ENOSPC): nothing is free for this caller.
@@ -53,8 +58,11 @@ def allocate(tx: "Transaction", goal: int, count: int, *, reserve: bool = False)
     ratio = geometry.cluster_blocks
     clusters = min(-(-max(count, 1) // ratio), _available(tx, reserve))
     goal = min(max(goal, geometry.first_data_block), geometry.blocks - 1)
-    start, taken = _search(tx, (goal - geometry.first_data_block) // ratio, clusters)
+    start, found = _search(tx, (goal - geometry.first_data_block) // ratio, clusters + ahead // ratio, owner)
+    taken = min(found, clusters)
     take(tx, start, taken)
+    if owner and tx.writing is not None:
+        tx.after_commit(partial(tx.writing.windows.put, owner, start + taken, found - taken))
     return Run(geometry.first_data_block + start * ratio, taken * ratio)
 
 
@@ -106,28 +114,31 @@ def reserved_clusters(tx: "Transaction") -> int:
 
 # ---- searching -----------------------------------------------------------------------------------------------------
 
-def _search(tx: "Transaction", goal: int, count: int) -> tuple[int, int]:
+def _search(tx: "Transaction", goal: int, count: int, owner: int) -> tuple[int, int]:
     """(first cluster, how many) of a free run: exactly at the goal, else the first that is long enough in the goal's
     group or one after it, else the longest that was met."""
     assert tx.writing is not None
-    found = _round(tx, goal, count)
+    found = _round(tx, goal, count, owner)
     if not found[1]:
+        tx.writing.windows.clear()
         tx.writing.roomy.fill()  # what was remembered may come from transactions that did not apply
-        found = _round(tx, goal, count)
+        found = _round(tx, goal, count, owner)
     if not found[1]:
         raise CommitFirst if tx.writing.held.count else Refused(errno.ENOSPC)
     return found
 
 
-def _round(tx: "Transaction", goal: int, count: int) -> tuple[int, int]:
+def _round(tx: "Transaction", goal: int, count: int, owner: int) -> tuple[int, int]:
     """As ``_search``, with a length of 0 if there is nothing in all groups that are not known as full."""
     per_group = tx.geometry.blocks_per_group // tx.geometry.cluster_blocks
     goal_group, goal_bit = divmod(goal, per_group)
     best, looked = (0, 0), 0
+    assert tx.writing is not None
+    windows = tx.writing.windows
     for number in _roomy_groups(tx, goal_group):
         if group.load(tx, number).free_blocks <= best[1]:
             continue
-        unused = free_bits(tx, number) & ~tx.held_clusters(number)
+        unused = free_bits(tx, number) & ~(tx.held_clusters(number) | windows.mask(number, owner))
         bit, length = _run_near(unused, goal_bit if number == goal_group else None, count)
         if length >= count or (number == goal_group and bit == goal_bit and length):
             return number * per_group + bit, length

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from .blocks import CachedBlock
 
+MOST_WINDOWS = 64             # files that are appended to at the same time
 MOST_SHARED_ATTRIBUTES = 256  # attribute blocks that a new inode may come to share
 
 
@@ -67,6 +68,10 @@ class Held:
         """The held clusters of a group as bits, 0 for none."""
         return self._masks.get(group, 0)
 
+    def mask_of(self, group: int, first: int, count: int) -> int:
+        """The bits of a group that a run of clusters has."""
+        return sum(((1 << length) - 1) << bit for piece, bit, length in self._pieces(first, count) if piece == group)
+
     def _pieces(self, first: int, count: int) -> list[tuple[int, int, int]]:
         pieces = []
         while count:
@@ -75,6 +80,44 @@ class Held:
             pieces.append((group, bit, length))
             first, count = first + length, count - length
         return pieces
+
+
+class Windows:
+    """Free clusters behind what files were given last, kept for what is appended to them next.
+
+    They only guide searches: nothing is taken, and whoever finds no space elsewhere forgets them all.
+    """
+
+    def __init__(self, clusters_per_group: int) -> None:
+        self._runs: dict[int, tuple[int, int]] = {}     # file → (first cluster, count), the last used at the end
+        self._held = Held(clusters_per_group)
+
+    def put(self, number: int, first: int, count: int) -> None:
+        """Keep ``count`` clusters from ``first`` on for a file, instead of what was kept for it before."""
+        self.drop(number)
+        if count:
+            if len(self._runs) >= MOST_WINDOWS:
+                self.drop(next(iter(self._runs)))
+            self._runs[number] = first, count
+            self._held.add(first, count)
+
+    def drop(self, number: int) -> None:
+        """Keep nothing for a file."""
+        run = self._runs.pop(number, None)
+        if run is not None:
+            self._held.remove(*run)
+
+    def clear(self) -> None:
+        """Keep nothing for anybody."""
+        for number in list(self._runs):
+            self.drop(number)
+
+    def mask(self, group: int, owner: int) -> int:
+        """The clusters of a group, as bits, that are kept for others than ``owner``."""
+        held = self._held.mask(group)
+        if held and owner in self._runs:
+            held &= ~self._held.mask_of(group, *self._runs[owner])
+        return held
 
 
 class Cuts:
@@ -155,6 +198,7 @@ class Writing:
         self.batch_limit_blocks = batch_limit_blocks
         self.held = Held(clusters_per_group)
         self.cuts = Cuts()
+        self.windows = Windows(clusters_per_group)
         self.free_clusters, self.free_inodes = free
         self.orphans: dict[int, int] = {}           # orphaned inode → a hint to where it is noted; see ``orphan``
         self.roomy = Groups(groups)                 # groups that may have free clusters

@@ -44,6 +44,7 @@ def release(tx: "Transaction", inode: Inode) -> bool:
     inodealloc.free(tx, number, is_dir)
     assert tx.writing is not None
     tx.after_commit(partial(tx.writing.cuts.remove, number))
+    tx.after_commit(partial(tx.writing.windows.drop, number))
     return True
 
 

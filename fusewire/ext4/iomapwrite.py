@@ -48,7 +48,8 @@ def begin(tx: "Transaction", inode: Inode, pos: int, count: int, op: int = OP_WR
     geometry = tx.geometry
     limit = min(pos + max(count, 1), tx.max_file_bytes(inode))
     first = geometry.block_of(pos)
-    inode, run = mapping.allocate(tx, inode, first, geometry.blocks_for(limit) - first, unwritten=True, reserve=True)
+    inode, run = mapping.allocate(tx, inode, first, geometry.blocks_for(limit) - first, unwritten=True, reserve=True,
+                                  appending=True)
     assert run.start is not None
     kind, flags = (UNWRITTEN, DIRTY) if run.unwritten else (MAPPED, DIRTY | NEW)
     return inode, Mapping(geometry.byte_of(run.file_block), geometry.byte_of(run.length), geometry.byte_of(run.start),

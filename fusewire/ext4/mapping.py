@@ -11,17 +11,20 @@ from .inode import Inode
 if TYPE_CHECKING:
     from .transaction import Transaction
 
+SMALL_FILE_BYTES = 256 << 10
+LEAST_AHEAD_BYTES, MOST_AHEAD_BYTES = 64 << 10, 8 << 20
+CROWDED_SHARE = 16      # less than this part of the file system is free
 EXTENTS_AT_ONCE = 16    # extents freed in one transaction: with their bitmaps, far below the smallest journal's limit
 
 
 def allocate(tx: "Transaction", inode: Inode, file_block: int, count: int, *, unwritten: bool,
-             goal: int | None = None, reserve: bool = False) -> tuple[Inode, Run]:
+             goal: int | None = None, reserve: bool = False, appending: bool = False) -> tuple[Inode, Run]:
     """Map up to ``count`` blocks of the hole at ``file_block`` to neighbouring new blocks.
 
     Extents can be marked unwritten; with a block map the caller must see that the blocks hold zeroes or data before
     the transaction is durable.  ``reserve``: the metadata that this needs may take blocks that are kept back for that,
-    as the kernel does when data are written, and not when room is reserved.  Returns the inode and the run that was
-    added.
+    as the kernel does when data are written, and not when room is reserved.  ``appending``: at the end of a file, more
+    will be asked for behind them.  Returns the inode and the run that was added.
 
     Raises:
         Refused: ENOSPC, EFBIG.
@@ -37,13 +40,28 @@ def allocate(tx: "Transaction", inode: Inode, file_block: int, count: int, *, un
     if not inode.has_extents:
         inode, room = mapstore.prepare(tx, inode, file_block, goal, reserve=reserve)
         count = min(count, room)
-    found = alloc.allocate(tx, goal, count)
+    ahead = _ahead(tx, file_block, count) if appending and file_block >= tx.geometry.block_of(inode.size) else 0
+    found = alloc.allocate(tx, goal, count, owner=inode.number if inode.is_regular else 0, ahead=ahead)
     run = Run(file_block, found.length, found.start, unwritten and inode.has_extents)
     if inode.has_extents:
         inode = extentstore.insert(tx, extentstore.counted(tx, inode, found.length), run, reserve=reserve)
     else:
         inode = mapstore.insert(tx, inode, file_block, found.start, found.length, reserve=reserve)
     return inode, run
+
+
+def _ahead(tx: "Transaction", file_block: int, count: int) -> int:
+    """How many blocks to leave to a file that grows by ``count`` blocks from ``file_block`` on: as many as it has.
+
+    None for the first data of a small file, which often are all; and none on a disk that is almost full.
+    """
+    geometry, writing = tx.geometry, tx.writing
+    assert writing is not None
+    if (not file_block and geometry.byte_of(count) < SMALL_FILE_BYTES) or \
+            writing.free_clusters * CROWDED_SHARE < geometry.blocks // geometry.cluster_blocks:
+        return 0
+    least, most = geometry.blocks_for(LEAST_AHEAD_BYTES), geometry.blocks_for(MOST_AHEAD_BYTES)
+    return min(max(file_block + count, least), most)
 
 
 def goal_of(tx: "Transaction", inode: Inode, file_block: int) -> int:

@@ -35,6 +35,7 @@ def set_size(tx: "Transaction", inode: Inode, size: int) -> Inode:
     if size > tx.max_file_bytes(inode):
         raise Refused(errno.EFBIG)
     if size < inode.size:
+        tx.after_commit(partial(_writing(tx).windows.drop, inode.number))
         if inode.links:
             inode = orphan.add(tx, inode.number)
         if inode.is_regular and tx.geometry.within_block(size):
