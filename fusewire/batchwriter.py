@@ -3,14 +3,17 @@
     write()        the records into the log, flush ─▶ the commit block, flush: the batch is durable
     checkpoint()   what is durable home, flush ─▶ the log's tail, flush: its room is free again
 
-W1  File data that operations have written, and the records, are flushed before the commit block is written: a batch
-    that names data is never durable before the data.
+The first batch of an empty log is written with its commit block, and durable when the journal's superblock, which then
+says that the log begins there, is.
+
+W1  File data that operations have written, and the records, are flushed before the sector is written that makes the
+    batch durable: a batch that names data is never durable before the data.
 W2  A block goes home only after the batch that holds it is durable; the log's tail moves only after that is flushed.
 W3  After a failed write nothing more is written but a note of it.
 W4  A commit block cannot be torn: its place is zeroed, durably, before it is written, and only its first sector holds
     anything.  What old blocks leave in the others would fail its checksum, and recovery then refuses the whole log.
 W5  Only a block whose copy the log holds needs a revocation, and an empty log needs none.  So the size of a batch is
-    that of its blocks (``batch_limit``), whatever it frees.
+    that of its blocks (``limits``), whatever it frees.
 
 A ``BatchWriter`` sees closed batches, the journal's writer and the device, nothing else: it may run in a thread
 (``committer``).
@@ -18,11 +21,11 @@ A ``BatchWriter`` sees closed batches, the journal's writer and the device, noth
 
 import errno
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from fusewire import log
 from fusewire.blockdev import BlockDevice
-from fusewire.ext4.batch import ClosedBatch
+from fusewire.ext4.batch import BatchLimits, ClosedBatch
 from fusewire.ext4.blocks import CachedBlock
 from fusewire.ext4.journal import JournalWriter
 from fusewire.ext4.journalfile import JournalFile
@@ -43,9 +46,11 @@ class Log:
         self.writer, self.file = writer, file
 
 
-def batch_limit(journal: Log | None) -> int:
-    """The most blocks that a batch may collect before it is closed, which adds the superblock to it."""
-    return BATCH_BLOCKS if journal is None else min(BATCH_BLOCKS, journal.writer.max_blocks - 1)
+def limits(journal: Log | None) -> BatchLimits:
+    """How large batches may become; closing one adds the superblock to it."""
+    if journal is None:
+        return BatchLimits(BATCH_BLOCKS)
+    return BatchLimits(min(BATCH_BLOCKS, journal.writer.max_blocks - 1), journal.writer.most_blocks - 1)
 
 
 class BatchWriter:
@@ -154,16 +159,17 @@ class BatchWriter:
         return [block for block in batch.revoked if block in self._homeless]
 
     def _write_log(self, journal: Log, batch: ClosedBatch) -> None:
-        writer = journal.writer
-        superblock = writer.begin()
-        if superblock is not None:
-            self._write_journal_super(journal, superblock)
-        encoded = writer.encode(sorted(batch.blocks.items()), self._revocations(batch), time.time_ns())
+        superblock = journal.writer.begin()
+        encoded = journal.writer.encode(sorted(batch.blocks.items()), self._revocations(batch), time.time_ns())
         position, data = encoded.commit
-        for first, blocks in encoded._replace(records=[*encoded.records, (position, bytes(len(data)))]).runs():
+        end = data if superblock is not None else bytes(len(data))
+        for first, blocks in encoded._replace(records=[*encoded.records, (position, end)]).runs():
             self._write_run(journal, first, blocks)
         self._device.flush()
-        self._write_run(journal, position, [data])
+        if superblock is not None:
+            self._write_journal_super(journal, superblock)
+        else:
+            self._write_run(journal, position, [data])
         self._device.flush()
 
     def _write_run(self, journal: Log, position: int, blocks: list[bytes]) -> None:
@@ -181,17 +187,18 @@ class BatchWriter:
         self._device.flush()
 
     def _write_home(self, entries: Entries) -> None:
-        run: list[bytes] = []
-        first = 0
-        for block in sorted(entries):
-            if run and block != first + len(run):
-                self._write_blocks(first, run)
-                run = []
-            if not run:
-                first = block
-            run.append(entries[block].data)
-        self._write_blocks(first, run)
+        write_home(self._device, self._geometry, {block: entry.data for block, entry in entries.items()})
 
     def _write_blocks(self, first: int, blocks: list[bytes]) -> None:
         for at in range(0, len(blocks), WRITE_AT_ONCE):
             self._device.write(self._geometry.byte_of(first + at), blocks[at:at + WRITE_AT_ONCE])
+
+
+def write_home(device: BlockDevice, geometry: Geometry, blocks: Mapping[int, bytes]) -> None:
+    """Write blocks to their places, neighbours together.  OSError."""
+    run: list[bytes] = []
+    for block in sorted(blocks):
+        run.append(blocks[block])
+        if len(run) == WRITE_AT_ONCE or block + 1 not in blocks:
+            device.write(geometry.byte_of(block - len(run) + 1), run)
+            run = []

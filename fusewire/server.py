@@ -416,7 +416,7 @@ class Server:
             self._attempt(None, self._take_step, None, partial(housekeeping.release, session, number))
         writing = session.fs.writing
         if committer is not None and writing is not None and committer.is_idle \
-                and len(writing.batch.blocks) * BATCH_SHARE > writing.batch_limit_blocks:
+                and len(writing.batch.blocks) * BATCH_SHARE > writing.limits.collected:
             committer.commit(_nothing)
 
     def _tell_outdated(self) -> None:

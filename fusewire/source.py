@@ -167,23 +167,20 @@ def _open(source: Source, options: MountOptions, progress: _Progress) -> Opened:
 def _open_for_writing(source: Source, options: MountOptions, driver: Driver, progress: _Progress) -> Opened:
     _refuse_writing(source, options, driver)
     progress.structure = "journal"
-    found, notes = writable.replay_of(driver), list[str]()
-    file = journal = log = None
+    found, notes, log = writable.replay_of(driver), list[str](), None
     if found is not None:
         driver, journal = writable.recover_home(driver, lambda: _driver(source.device, options), found)
-        file, journal = found.file, journal.enabled(driver.fs.is_64bit, driver.fs.has_checksums)
+        log = writable.start_log(driver, found.file, journal)
         notes += [] if found.is_empty else [found.sentence()]
         notes += _notes_of_errors(found.replay)
     progress.structure = "root directory"
     driver.run(driver.fs.check)
     progress.structure = "groups"
-    writable.start_writing(driver, writable.start_log(driver, file, journal) if file and journal else None)
+    writable.start_writing(driver, log)
     progress.structure = "orphans"
-    count, journal = writable.finish_orphans(driver, file, journal)
+    count = writable.finish_orphans(driver, log)
     notes += [f"finished {count} deleted or shortened files that the last mount had left"] if count else []
-    if file and journal:
-        log = writable.start_log(driver, file, journal)
-    else:
+    if log is None:
         notes.append("there is no journal: after a crash the file system must be checked with e2fsck")
     return Opened(driver.fs, log, notes)
 

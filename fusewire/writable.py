@@ -1,11 +1,11 @@
 """Before the mount: the journal replayed, and a file system made ready to be changed.
 
-    to be written   blocks home, flush ─▶ fast commits, a batch at a time ─▶ journal emptied, flush ─▶ orphans finished
+    to be written   blocks home, flush ─▶ fast commits, in one batch ─▶ journal emptied, flush ─▶ orphans finished
     read-only       the log is laid over the device (``replayed``), fast commits are applied in memory
 
 W1  Nothing is written for a read-only mount.
 W2  A replay that is cut off is repeated by the next mount, whoever does that: the journal is emptied only when its
-    blocks are durable, and fast commits stay valid until all that they say is.
+    blocks are durable, and fast commits stay valid until all that they say becomes durable at once.
 W3  What the superblock or the journal remember of errors survives the replay.
 """
 
@@ -14,7 +14,8 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
-from fusewire.batchwriter import Log, batch_limit
+from fusewire import batchwriter
+from fusewire.batchwriter import Log
 from fusewire.blockdev import BlockDevice, BlockReader
 from fusewire.ext4 import (
     checksum,
@@ -30,9 +31,10 @@ from fusewire.ext4 import (
     superstore,
     truncate,
 )
+from fusewire.ext4.batch import BatchLimits
 from fusewire.ext4.blocks import BlockMiss
 from fusewire.ext4.errors import Check, Corrupt, Unsupported
-from fusewire.ext4.fastreplay import FastReplay
+from fusewire.ext4.fastreplay import FastReplay, Step
 from fusewire.ext4.filesystem import Ext4
 from fusewire.ext4.journal import JournalWriter
 from fusewire.ext4.journalfile import JournalFile
@@ -40,7 +42,7 @@ from fusewire.ext4.journalsuper import JournalSuperblock
 from fusewire.ext4.recovery import Replay
 from fusewire.ext4.transaction import CommitFirst, Transaction
 from fusewire.replayed import ReplayedDevice
-from fusewire.settler import Journaled, Settler, write_home
+from fusewire.settler import Settler
 
 SCRATCH_BYTES = 1 << 20
 READS_MOST = 100_000
@@ -132,23 +134,27 @@ def recover_home(driver: Driver, reopen: Callable[[], Driver], found: Recovery) 
     """
     file, replay = found
     replay.require_sound()
-    device, geometry, journal = driver.device, driver.fs.geometry, replay.journal
+    journal = replay.journal
     if replay.transactions or journal.errno:
         _blocks_home(driver, replay)
-        device.flush()
+        driver.device.flush()
         driver = _reopened(driver, reopen)
     if not journal.start and not journal.errno:
         if driver.read(file.place(0)) != journal.raw:   # a void log must not come to count again
-            device.write(geometry.byte_of(file.place(0)), [journal.raw])
-            device.flush()
+            _write_journal(driver, file, journal)
         return driver, journal
     if found.has_fast_commits:
         _fast_commits_home(driver, found)
     after = replay.journal_after() if journal.start else journal
     emptied = after.emptied(after.sequence, after.head, forgive=True)
-    device.write(geometry.byte_of(file.place(0)), [emptied.raw])
-    device.flush()
+    _write_journal(driver, file, emptied)
     return driver, emptied
+
+
+def _write_journal(driver: Driver, file: JournalFile, journal: JournalSuperblock) -> None:
+    """Write the journal's superblock, durably."""
+    driver.device.write(driver.fs.geometry.byte_of(file.place(0)), [journal.raw])
+    driver.device.flush()
 
 
 def _reopened(driver: Driver, reopen: Callable[[], Driver]) -> Driver:
@@ -168,9 +174,9 @@ def _blocks_home(driver: Driver, replay: Replay) -> None:
         if block != home:
             waiting[block] = data
         if len(waiting) >= WRITE_AT_ONCE:
-            write_home(driver.device, driver.fs, waiting)
+            batchwriter.write_home(driver.device, driver.fs.geometry, waiting)
             waiting.clear()
-    write_home(driver.device, driver.fs, waiting)
+    batchwriter.write_home(driver.device, driver.fs.geometry, waiting)
 
 
 def _with_errors(fs: Ext4, before: bytes, after: bytes, offset: int, journal_errno: int) -> bytes:
@@ -197,35 +203,23 @@ def _head(journal: JournalSuperblock) -> int:
 
 
 def _fast_commits_home(driver: Driver, found: Recovery) -> None:
-    """Apply the fast commits on the device: in one batch, if it takes them all.
+    """Apply the fast commits on the device, all at once, because no replay may find them applied in part.
 
-    They count as long as the log ends before the transaction that they name.  The last batch is that transaction, so
-    everything is there and they are void at once.  Batches before it, alone in the log, are the transaction before that
-    one: a crash leaves some whole batches and the records, which we apply again to that.  (The kernel's replay does not
-    bear that, names may be there twice then; so a batch may be as large as the log allows.)
+    They count as long as the log ends before the transaction that they name.  That is what our batch becomes, written
+    where the log does not lead.  One superblock lets it begin there and ends the fast commits, also for e2fsck 1.47.0,
+    which fails where a log holds transactions and stale fast commits.
     """
-    replay, file, fs = found.replay, found.file, driver.fs
-    head = replay.head if replay.journal.first <= replay.head < replay.journal.last else replay.journal.first
-    idle = replay.journal.changed(sequence=replay.end_sequence, start=head)
-    driver.device.write(fs.geometry.byte_of(file.place(0)), [idle.raw])
+    file, replay, journal = found.file, found.replay, found.replay.journal
+    spare = journal.last - 1
+    after = journal.emptied(replay.end_sequence)
+    log = Log(JournalWriter(after, after.first, replay.end_sequence), file)
+    _apply_fast_commits(driver, replay, BatchLimits(log.writer.blocks_in(spare - after.first) - 1))
+    end = replay.head if journal.first <= replay.head < journal.last else journal.first
+    _write_journal(driver, file, journal.changed(sequence=replay.end_sequence, start=end))
+    driver.device.write(driver.fs.geometry.byte_of(file.place(spare)), [bytes(driver.fs.geometry.block_bytes)])
     driver.device.flush()
-    log = Journaled(idle, file, head, consecutive=False)
-    settler = Settler(driver.device, fs, log)
-    work = _start_fast_replay(driver, replay, replay_limit(log.writer))
-
-    def settle() -> None:
-        settler.commit()
-        work.claim_again()
-
-    _carry_out(driver, work, settle)
-    log.last_one()
-    settler.commit()
-    work.release()
-
-
-def replay_limit(writer: JournalWriter) -> int:
-    """The most blocks of a batch of changes that fast commits make; closing it adds the superblock."""
-    return writer.max_blocks - 1
+    _write_journal(driver, file, journal.changed(sequence=replay.end_sequence, start=spare))
+    Settler(driver.device, driver.fs, log).finish()
 
 
 def apply_in_memory(driver: Driver, found: Recovery) -> None:
@@ -238,42 +232,51 @@ def apply_in_memory(driver: Driver, found: Recovery) -> None:
                           f"{', '.join(features)}; mount it once with the kernel, or see it unreplayed with "
                           f"-o ro,noload")
 
-    def never() -> None:
-        raise OSError(errno.ENOSPC, "no room to replay the fast commits of the journal")
-
-    _carry_out(driver, _start_fast_replay(driver, found.replay, UNBOUNDED_BLOCKS), never)
+    _apply_fast_commits(driver, found.replay, BatchLimits(UNBOUNDED_BLOCKS))
     driver.run(lambda: commit.close(driver.fs, 0))
     driver.fs.writing = None
 
 
-def _start_fast_replay(driver: Driver, replay: Replay, limit: int) -> FastReplay:
+def _apply_fast_commits(driver: Driver, replay: Replay, limits: BatchLimits) -> None:
+    """Apply them to what is in memory, as one batch, which stays open.
+
+    Nothing of it is written before all of it can be.  So what it has freed it may use again when nothing else is left,
+    as the kernel could, who freed it in an earlier commit.
+    """
     fs, changes = driver.fs, replay.fast_commits
     assert changes is not None
-    driver.run(lambda: commit.start_writing(fs, limit))
+    writing = driver.run(lambda: commit.start_writing(fs, limits))
     driver.run(lambda: orphan.recall(fs))
-    return FastReplay(fs, changes)
+    work = FastReplay(fs, changes)
 
+    def reuse() -> None:
+        if not writing.batch.freed:
+            raise Unsupported("there is no room, in the journal or among the free blocks, to replay its fast commits; "
+                              "let e2fsck or the kernel do that")
+        commit.allow_reuse(fs, writing.batch)
+        work.claim_again()
 
-def _carry_out(driver: Driver, work: FastReplay, settle: Callable[[], None]) -> None:
     for step in work.steps():
-        place: int | None = 0
-        while place is not None:
-            def take(at: int = place) -> int | None:
-                with Transaction(driver.fs) as tx:
-                    return step(tx, at)  # noqa: B023 - run at once
-            place = _run(driver, take, settle)
+        _carry_out(driver, step, reuse)
+    work.release()
 
 
-def _run(driver: Driver, operation: Callable[[], Result], settle: Callable[[], None]) -> Result:
-    """The operation's result, the open batch being made durable when it needs that."""
+def _carry_out(driver: Driver, step: Step, reuse: Callable[[], None]) -> None:
+    place: int | None = 0
+    while place is not None:
+        def take(at: int = place) -> int | None:
+            with Transaction(driver.fs) as tx:
+                return step(tx, at)
+        place = _run(driver, take, reuse)
+
+
+def _run(driver: Driver, operation: Callable[[], Result], make_room: Callable[[], None]) -> Result:
+    """The operation's result; where it needs that, room is made for it by ``make_room``, which raises if it cannot."""
     while True:
         try:
             return driver.run(operation)
         except CommitFirst:
-            assert driver.fs.writing is not None
-            if driver.fs.writing.batch.is_empty:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
-            settle()
+            make_room()
 
 
 def lay_over(driver: Driver, reopen: Callable[[BlockDevice], Driver], found: Recovery) -> Driver:
@@ -293,35 +296,38 @@ def lay_over(driver: Driver, reopen: Callable[[BlockDevice], Driver], found: Rec
 def start_writing(driver: Driver, log: Log | None) -> None:
     """Make the file system changeable, and take up the orphans that the last mount left."""
     fs = driver.fs
-    driver.run(lambda: commit.start_writing(fs, batch_limit(log)))
+    driver.run(lambda: commit.start_writing(fs, batchwriter.limits(log)))
     driver.run(lambda: orphan.recall(fs))
 
 
-def finish_orphans(driver: Driver, file: JournalFile | None, journal: JournalSuperblock | None
-                   ) -> tuple[int, JournalSuperblock | None]:
-    """Free the orphans without names and finish cutting the others: how many there were, and the journal after it.
+def finish_orphans(driver: Driver, log: Log | None) -> int:
+    """Free the orphans without names and finish cutting the others, durably: how many there were.
 
     The file system must be changeable already.  What cannot be finished, because it is corrupt, stays an orphan.
     """
-    fs, log = driver.fs, None
+    fs = driver.fs
     assert fs.writing is not None
     found = list(fs.writing.orphans)
     if not found:
-        return 0, journal
-    if file is not None and journal is not None:
-        idle = journal.changed(sequence=journal.sequence or 1)
-        log = Journaled(idle, file, _head(idle), consecutive=True)
+        return 0
     settler = Settler(driver.device, fs, log)
-    write_home(driver.device, fs, dict([driver.run(lambda: mountstate.being_recovered(fs))]))
+
+    def settle() -> None:
+        if fs.writing is None or fs.writing.batch.is_empty:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        settler.commit()
+
+    block, data = driver.run(lambda: mountstate.being_recovered(fs))
+    driver.device.write(fs.geometry.byte_of(block), [data])
     driver.device.flush()
     for number in found:
         try:
-            while not _run(driver, lambda: _finish(driver, number), settler.commit):  # noqa: B023 - run at once
+            while not _run(driver, lambda: _finish(driver, number), settle):  # noqa: B023 - run at once
                 pass
         except Corrupt:
             continue
-    settler.commit()
-    return len(found), journal if log is None else log.journal
+    settler.finish()
+    return len(found)
 
 
 def _finish(driver: Driver, number: int) -> bool:

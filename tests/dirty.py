@@ -7,9 +7,15 @@ import hashlib
 import os
 import shutil
 import struct
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from fusewire.batchwriter import BatchWriter
+from fusewire.ext4 import mountstate
+from fusewire.options import parse_options
+from fusewire.source import Source, open_file_system
 from tests.journals import EXT4_IOC_SHUTDOWN, NO_LOG_FLUSH, opened
 from tests.mounting import fusewire_mount, kernel_mount, mount_point, run
 from tests.walk import differences, entries
@@ -130,3 +136,73 @@ def fast_commits(path: Path) -> int:
     with opened(path) as disk:
         found = disk.recover().fast_commits
         return 0 if found is None else found.commits
+
+
+# ---- workloads ---------------------------------------------------------------------------------------------
+
+FAST = "-O fast_commit,orphan_file"
+
+
+def first(root: Path) -> None:
+    """The full commit that must come before any fast one."""
+    for name in ("old", "victim", "cut", "holey", "moved", "gone"):
+        write(root / name, name.encode() * 2000)
+    (root / "folder").mkdir()
+    (root / "empty").mkdir()
+    for number in range(12):
+        write(root / "folder" / f"f{number}", b"x" * number * 300)
+    os.sync()
+
+
+def files(root: Path) -> None:
+    """Everything that one can do to files and that the kernel logs as fast commits."""
+    write(root / "new", b"n" * 5000)
+    os.link(root / "old", root / "folder" / "linked")
+    os.unlink(root / "gone")
+    os.rename(root / "moved", root / "folder" / "renamed")
+    os.rename(root / "folder" / "f3", root / "victim")
+    sync(root)
+    os.truncate(root / "cut", 100)
+    os.chmod(root / "old", 0o600)
+    sync(root)
+    subprocess.run(["fallocate", "-p", "-o", "1024", "-l", "5000", root / "holey"], check=True)
+    subprocess.run(["fallocate", "-l", "90000", root / "new"], check=True)
+    for number in range(5, 9):
+        os.unlink(root / "folder" / f"f{number}")
+    for number in range(5):
+        write(root / "folder" / f"again{number}", b"y" * number * 700)
+    write(root / "sparse", b"")
+    with open(root / "sparse", "r+b") as file:
+        for number in range(30):
+            file.seek(number * 16384)
+            file.write(b"s" * 900)
+        os.fsync(file.fileno())
+    os.truncate(root / "sparse", 16384 * 20 + 50)
+    sync(root)
+
+
+def directories(root: Path) -> None:
+    (root / "made").mkdir()
+    write(root / "made" / "inside", b"i" * 3000)
+    (root / "made" / "sub").mkdir()
+    (root / "made" / "sub" / "subsub").mkdir()
+    (root / "empty").rmdir()
+    (root / "made" / "passing").mkdir()
+    (root / "made" / "passing").rmdir()
+    sync(root)
+    for number in range(70):    # more than one block of names
+        (root / "made" / f"{number:03d}-{'n' * 40}").touch()
+    sync(root)
+    (root / "made" / "sub" / "subsub").rmdir()
+    sync(root)
+
+
+# ---- our recovery without a mount --------------------------------------------------------------------------
+
+def open_for_writing(device: Any) -> list[str]:
+    """All that a writable mount does before it is mounted, and in the end; what it says."""
+    source = Source("image", "image", None, device, False)  # type: ignore[arg-type]
+    opened = open_file_system(source, parse_options("rw"))
+    writer = BatchWriter(device, opened.fs.geometry, opened.log)
+    writer.finish(mountstate.put_away(opened.fs, 1_700_000_000))
+    return opened.notes

@@ -146,6 +146,11 @@ class Disk:
     def recover(self) -> Replay:
         return recovery.recover(self.journal, self.file, self.geometry, self.read)
 
+    def writer(self) -> JournalWriter:
+        """A writer for the empty journal."""
+        journal = self.journal
+        return JournalWriter(journal, journal.head or journal.first, journal.sequence)
+
     def set_needs_recovery(self, needs: bool) -> None:
         raw = bytearray(os.pread(self.descriptor, 1024, 1024))
         incompat = struct.unpack_from("<I", raw, 0x60)[0]

@@ -29,6 +29,17 @@ class Batch:
         return not (self.blocks or self.wrote_data or self.revoked or self.freed)
 
 
+class BatchLimits(NamedTuple):
+    """How large a batch may become, in blocks; closing it may add the superblock.
+
+    ``collected``: operations are added up to here.  ``single``: what one operation alone may change, because the
+    journal takes no more at once; None for any number.
+    """
+
+    collected: int
+    single: int | None = None
+
+
 class ClosedBatch(NamedTuple):
     """A batch that no operation can change any more: sealed blocks, ready for the journal."""
 
@@ -36,7 +47,7 @@ class ClosedBatch(NamedTuple):
     blocks: dict[int, bytes]
     entries: dict[int, CachedBlock]     # the same blocks as the cache pins them, to be unpinned once they are home
     revoked: frozenset[int]
-    freed: tuple[tuple[int, int], ...]
+    freed: list[tuple[int, int]]
     wrote_data: bool
 
 
@@ -187,15 +198,14 @@ class Groups:
 class Writing:
     """What a file system remembers outside of its blocks while it is writable."""
 
-    def __init__(self, clusters_per_group: int, groups: int, batch_limit_blocks: int, free: tuple[int, int]) -> None:
+    def __init__(self, clusters_per_group: int, groups: int, limits: BatchLimits, free: tuple[int, int]) -> None:
         """
         Args:
             groups: how many the file system has.
-            batch_limit_blocks: the most blocks that one batch may hold, so that the journal takes it at once.
             free: (free clusters, free inodes) of the whole file system.
         """
         self.batch = Batch(1)
-        self.batch_limit_blocks = batch_limit_blocks
+        self.limits = limits
         self.held = Held(clusters_per_group)
         self.cuts = Cuts()
         self.windows = Windows(clusters_per_group)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from . import statfs, superstore
-from .batch import Batch, ClosedBatch, Writing
+from .batch import Batch, BatchLimits, ClosedBatch, Writing
 from .blocks import CachedBlock
 from .transaction import Transaction
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .filesystem import Ext4
 
 
-def start_writing(fs: "Ext4", batch_limit_blocks: int) -> Writing:
+def start_writing(fs: "Ext4", limits: BatchLimits) -> Writing:
     """Make a file system writable; its descriptors are read for that (``BlockMiss``), nothing is written yet."""
     free_blocks, free_inodes = statfs.count_free(fs)
     geometry = fs.geometry
@@ -26,7 +26,7 @@ def start_writing(fs: "Ext4", batch_limit_blocks: int) -> Writing:
     entry = fs.cache.entry(block)
     fs.cache.pin(block, entry)  # it is part of every batch, and closing one must not wait for it
     ratio = geometry.cluster_blocks
-    fs.writing = Writing(geometry.blocks_per_group // ratio, geometry.groups, batch_limit_blocks,
+    fs.writing = Writing(geometry.blocks_per_group // ratio, geometry.groups, limits,
                          (free_blocks // ratio, free_inodes))
     fs.free_counts = None  # they are kept in ``Writing`` now, and counted anew when that ends
     return fs.writing
@@ -40,15 +40,22 @@ def close(fs: "Ext4", now_seconds: int) -> ClosedBatch:
     batch, writing.batch = writing.batch, Batch(writing.batch.number + 1)
     entries = _sealed(fs, batch)
     return ClosedBatch(batch.number, {block: entry.data for block, entry in entries.items()}, entries,
-                       frozenset(batch.revoked), tuple(batch.freed), batch.wrote_data)
+                       frozenset(batch.revoked), batch.freed, batch.wrote_data)
 
 
 def durable(fs: "Ext4", closed: ClosedBatch) -> list[int]:
     """The batch will survive a crash: what it freed may be used again.  The files to be cleared, see ``batch.Cuts``."""
     assert fs.writing is not None
-    for first, count in closed.freed:
-        fs.writing.held.remove(first, count)
+    allow_reuse(fs, closed)
     return fs.writing.cuts.durable(closed.number)
+
+
+def allow_reuse(fs: "Ext4", batch: Batch | ClosedBatch) -> None:
+    """What a batch freed may be used again: it is durable, or nothing that uses it is written before it is."""
+    assert fs.writing is not None
+    for first, count in batch.freed:
+        fs.writing.held.remove(first, count)
+    batch.freed.clear()
 
 
 def home(fs: "Ext4", entries: Mapping[int, CachedBlock]) -> None:

@@ -3,18 +3,19 @@
 Kernel documentation, ext4, "Journal (jbd2)".  The caller writes what comes out, in this order, and says when something
 is durable (written, and the device's cache flushed):
 
-    EMPTY    the superblock on disk says start 0
-      │      begin() → superblock, durable before the first commit block is written
-      ▼
-    LOGGING  encode(batch) → records, all durable, then the commit block; once that is durable, so is the batch,
-      │ ▲    and its blocks may go home
+    EMPTY    the superblock on disk says start 0, or a log without a transaction
+      │      begin() → superblock; encode(batch) → records and commit block, all durable before that is written:
+      ▼      once it is durable, so is the batch, and its blocks may go home
+    LOGGING  encode(batch) → records, all durable, then the commit block; once that is durable, so is the batch
+      │ ▲
       │ └──  checkpoint(sequence) once the blocks of all batches up to it are home and durable → a new superblock;
       │      release() once that is durable: the log's space is free again
       ▼
     EMPTY    empty() after the last checkpoint → superblock that says start 0
 
 I1  A block of the log is not written again before a superblock is durable whose log begins after it.
-I2  No batch takes more than a quarter of the log, so there is room for one while the others are being checkpointed.
+I2  Batches are collected up to a quarter of the log, so there is room for one while the others are being checkpointed.
+    Only one that a single operation makes larger may take all of it.
 I3  A batch never both logs and revokes a block: replay would drop the logged copy.
 """
 
@@ -24,7 +25,6 @@ from typing import NamedTuple
 
 from . import journalformat
 from .journalsuper import SEQUENCES, JournalFeature, JournalSuperblock, is_after
-from .recovery import Replay
 
 BATCH_SHARE = 4
 
@@ -64,39 +64,18 @@ class _Live(NamedTuple):
 class JournalWriter:
     """The log's head and tail, and the transactions between them that are not known to be at home."""
 
-    def __init__(self, journal: JournalSuperblock, head: int, sequence: int,
-                 live: Iterable[tuple[int, int]] = ()) -> None:
-        """A writer whose next transaction is ``sequence``, at journal block ``head``.
+    def __init__(self, journal: JournalSuperblock, head: int, sequence: int) -> None:
+        """A writer whose next transaction is ``sequence``, at journal block ``head``; what the log holds is void.
 
-        ``journal`` is the superblock as it is on disk.  ``live``: (sequence, start) of transactions that are in the
-        log and not checkpointed yet, oldest first.
+        ``journal`` is the superblock as it is on disk: empty, or beginning at ``head`` already.
         """
-        assert journal.first <= head < journal.last
+        assert journal.first <= head < journal.last and journal.start in (0, head)
         self.journal = journal
         self.head, self.sequence = head, sequence % SEQUENCES
         self._begun = bool(journal.start)
         self._last_time_ns = 0
-        starts = list(live)
-        ends = [start for _, start in starts[1:]] + [head]
-        self._live = deque(_Live(number, start, journal.distance(start, end))
-                           for (number, start), end in zip(starts, ends, strict=False))
-        self._used = sum(transaction.length for transaction in self._live)
-
-    @classmethod
-    def fresh(cls, journal: JournalSuperblock, replay: Replay) -> "JournalWriter":
-        """The writer for an empty journal (``replay.journal_after()``, perhaps ``enabled``) after a replay."""
-        assert not journal.start
-        head = replay.head if journal.first <= replay.head < journal.last else journal.first
-        return cls(journal, head, replay.next_sequence)
-
-    @classmethod
-    def continuing(cls, replay: Replay) -> "JournalWriter":
-        """The writer that adds to a log that was left dirty, with nothing of it checkpointed.
-
-        Its first transaction takes the number that fast commits name: once it is durable they are void.
-        """
-        live = [(transaction.sequence, transaction.start) for transaction in replay.transactions]
-        return cls(replay.journal, replay.head, replay.end_sequence, live)
+        self._live = deque[_Live]()
+        self._used = 0
 
     # ---- space
 
@@ -106,15 +85,19 @@ class JournalWriter:
         return self.journal.ring_blocks - self._used
 
     @property
-    def limit(self) -> int:
-        """The most journal blocks that one batch may need (I2)."""
-        return self.journal.ring_blocks // BATCH_SHARE
+    def max_blocks(self) -> int:
+        """The most blocks that a batch without revocations should log (I2)."""
+        return self.blocks_in(self.journal.ring_blocks // BATCH_SHARE)
 
     @property
-    def max_blocks(self) -> int:
-        """The most blocks that one batch without revocations can log."""
+    def most_blocks(self) -> int:
+        """The most blocks that a batch without revocations can log, in a log that holds nothing else."""
+        return self.blocks_in(self.journal.ring_blocks)
+
+    def blocks_in(self, journal_blocks: int) -> int:
+        """The most blocks that a batch without revocations can log in so many of the journal's."""
         tags = journalformat.tags_per_descriptor(self.journal)
-        return (self.limit - 1) * tags // (tags + 1)
+        return (journal_blocks - 1) * tags // (tags + 1)
 
     def need(self, blocks: int, revocations: int = 0) -> int:
         """Journal blocks that a batch takes: logged blocks, descriptors, revocation blocks and the commit block."""
@@ -123,8 +106,8 @@ class JournalWriter:
         return revoking + descriptors + blocks + 1
 
     def fits(self, blocks: int, revocations: int = 0) -> bool:
-        """Whether a batch of this size is allowed (``limit``) and there is room for it now (``free``)."""
-        return self.need(blocks, revocations) <= min(self.limit, self.free)
+        """Whether there is room for a batch of this size now."""
+        return self.need(blocks, revocations) <= self.free
 
     # ---- transactions
 

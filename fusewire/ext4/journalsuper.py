@@ -156,10 +156,6 @@ class JournalSuperblock:
         block += count
         return block - self.ring_blocks if block >= self.last else block
 
-    def distance(self, start: int, end: int) -> int:
-        """Blocks from ``start`` to ``end`` along the ring; 0 if they are the same."""
-        return (end - start) % self.ring_blocks
-
     def patched(self, **fields: int) -> bytes:
         """Block 0 with these fields of the superblock changed and its checksum renewed."""
         record = bytearray(self.raw[:SUPERBLOCK_BYTES])

@@ -11,18 +11,19 @@ Our *transaction* is jbd2's handle; committed ones collect in a ``batch.Batch``.
 
 I1  A transaction applies whole (its blocks enter the cache and the batch in one step) or not at all.
 I2  A batch never grows past what the journal can take at once; an operation that would make it so runs again in the
-    next batch (``CommitFirst``).
+    next batch (``CommitFirst``), and one that is too large for any batch fails (ENOSPC).
 I3  Whoever edits a block that carries a checksum registers its seal, in the same transaction.
 I4  What a transaction frees it does not allocate again itself: older batches may still name it.
 """
 
+import errno
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 from .batch import Batch, Held, Writing
 from .blocks import BlockMiss, CachedBlock, Seal, runs_of
-from .errors import Check, Corrupt
+from .errors import Check, Corrupt, Refused
 from .filesystem import Ext4
 
 REVOKE_RECORD_BYTES = 16    # of the journal for one revoked block, with its share of the block's header
@@ -180,12 +181,11 @@ class Transaction(Ext4):
         return found
 
     def _commit(self) -> None:
-        """Make the changes visible and part of the open batch in one step, or raise ``CommitFirst``."""
+        """Make the changes visible and part of the open batch in one step; raises as ``_check_size``."""
         edited, writing, cache = self.overlay.edited, self.writing, self.fs.cache
         assert writing is not None, "a file system is made writable before it is changed"
         batch = writing.batch
-        if not self._fits(writing):
-            raise CommitFirst
+        self._check_size(writing)
         for block, entry in edited.items():
             frozen = CachedBlock(bytes(entry.data), entry.views, entry.seals)
             cache.pin(block, frozen)
@@ -200,16 +200,17 @@ class Transaction(Ext4):
         for action in self._after:
             action()
 
-    def _fits(self, writing: Writing) -> bool:
-        """Whether the open batch can take these changes, in blocks of the journal; an empty one takes anything."""
-        batch, edited = writing.batch, self.overlay.edited
-        if batch.is_empty or self.must_fit:
-            return True
+    def _check_size(self, writing: Writing) -> None:
+        """Raise ``CommitFirst`` if the open batch cannot take these changes, ``Refused(ENOSPC)`` if none can."""
+        batch, edited, limits = writing.batch, self.overlay.edited, writing.limits
+        if self.must_fit:
+            return
+        if limits.single is not None and len(edited) > limits.single:
+            raise Refused(errno.ENOSPC)  # as the kernel, for what its journal cannot take
         records = (len(batch.revoked) + len(self._revoked)) * REVOKE_RECORD_BYTES
-        limit = writing.batch_limit_blocks - self.geometry.blocks_for(records)
-        if len(batch.blocks) + len(edited) <= limit:
-            return True
-        return len(batch.blocks.keys() | edited.keys()) <= limit
+        limit = limits.collected - self.geometry.blocks_for(records)
+        if len(batch.blocks) + len(edited) > limit < len(batch.blocks.keys() | edited.keys()) and not batch.is_empty:
+            raise CommitFirst
 
     def _apply_frees(self, batch: Batch, held: Held) -> None:
         batch.revoked -= self._created

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
-from fusewire.batchwriter import Log, batch_limit
+from fusewire.batchwriter import Log, limits
 from fusewire.committer import Committer
 from fusewire.ext4 import commit, journalfile, mountstate, orphan
 from fusewire.ext4.blocks import BlockMiss
@@ -56,8 +56,8 @@ class Machine:
         self.device = recorder
         self.fs = Ext4(Superblock.parse(recorder.read(1024, 1024), recorder.size_bytes), None, Options(noload=True))
         self.log = self._log(head, sequence)
-        most = batch_limit(self.log)
-        self.run(commit.start_writing, self.fs, min(limit or most, most))
+        most = limits(self.log)
+        self.run(commit.start_writing, self.fs, most._replace(collected=min(limit or most.collected, most.collected)))
         self.run(orphan.recall, self.fs)
         self.writing = self.fs.writing
         assert self.writing is not None

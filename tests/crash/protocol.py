@@ -1,6 +1,6 @@
 """The journal's rules that a power cut would need luck to show broken, checked on the events themselves.
 
-P1  A commit block is written alone, where zeroes were durable before.
+P1  A commit block is written alone, where zeroes were durable before; or the log does not lead there yet.
 P2  A block of the log is not written while a superblock may be on disk whose log holds it.
 """
 
@@ -25,6 +25,7 @@ class Protocol:
         self._block_bytes, self._blocks = block_bytes, log.file.blocks
         self._tails: list[int] = []                 # sequences that superblocks which may be on disk begin with
         self._spans: dict[int, list[int]] = {}      # sequence → journal blocks of a transaction
+        self._begun = False
         self._zeroed: set[int] = set()
         self._unflushed: set[int] = set()
         self._open: list[int] = []                  # journal blocks written since the last commit block
@@ -51,6 +52,7 @@ class Protocol:
     def _super(self, data: bytes) -> None:
         journal = JournalSuperblock.parse(data, self._block_bytes, self._blocks)
         self._tails.append(journal.sequence)
+        self._begun = bool(journal.start)
         self.tail_moves += 1
 
     def _ring(self, position: int, data: bytes) -> None:
@@ -60,7 +62,7 @@ class Protocol:
                 assert not (live and position in span), f"block {position} of {sequence}, the log begins with {tail}"
         header = journalformat.header(data)
         if header is not None and header.kind == journalformat.COMMIT:
-            assert position in self._zeroed, f"commit block {header.sequence} where no zeroes were durable"
+            assert position in self._zeroed or not self._begun, f"commit block {header.sequence} on what was not zeroes"
             self._spans[header.sequence] = [*self._open, position]
             self._open = []
             self.commits += 1

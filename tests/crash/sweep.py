@@ -78,7 +78,7 @@ class Recording:
         try:
             with patch.object(batchwriter, "CHECKPOINT_SHARE", share):
                 self.workload.run(chance.choice(OPERATIONS), chance.choice((0.02, 0.08, 0.3)), leisure)
-                if chance.random() < FINISHED:
+                if chance.random() < FINISHED or not machine.closed:
                     self.workload.finish()
         finally:
             machine.stop()

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from fusewire import batchwriter as subject
-from fusewire.batchwriter import Log, batch_limit
+from fusewire.batchwriter import Log, limits
 from fusewire.committer import Committer
 from fusewire.ext4 import commit, inodestore
+from fusewire.ext4.errors import Refused
 from fusewire.ext4.journal import JournalWriter
 from fusewire.ext4.journalsuper import Checksums
 from fusewire.ext4.transaction import Transaction
@@ -197,7 +198,7 @@ def test_who_needs_data_alone_gets_a_flush_and_the_times_wait(machine: Machine) 
     assert events_of(machine, lambda: machine.committer.commit(told.append, only_data=True)) == "F"
     assert events_of(machine, lambda: machine.committer.commit(told.append, only_data=True)) == ""
     assert machine.writing is not None and not machine.writing.batch.is_empty and told == [None] * 3
-    assert events_of(machine, lambda: machine.committer.commit(told.append)) == "WWFWF"
+    assert events_of(machine, lambda: machine.committer.commit(told.append)) == "WFWF"
     assert machine.writing.batch.is_empty and told == [None] * 4
 
 
@@ -206,7 +207,7 @@ def test_who_needs_data_alone_gets_all_where_more_than_times_was_changed(machine
     stamp(machine)
     touch(machine)
     stamp(machine)
-    assert events_of(machine, lambda: machine.committer.commit(told.append, only_data=True)) == "WWFWF"
+    assert events_of(machine, lambda: machine.committer.commit(told.append, only_data=True)) == "WFWF"
     assert told == [None]
 
 
@@ -220,7 +221,7 @@ def test_who_needs_data_alone_waits_for_what_is_on_its_way(machine: Machine) -> 
         machine.committer.commit(lambda _: told.append("data"), only_data=True)
         assert told == []
 
-    assert events_of(machine, ask) == "WWFWFF"
+    assert events_of(machine, ask) == "WFWFF"
     assert told == ["all", "data"]
 
 
@@ -255,12 +256,12 @@ def test_the_thread_answers_first_and_only_if_it_succeeds(machine: Machine) -> N
 
 # ---- order ---------------------------------------------------------------------------------------------------------
 
-def test_a_commit_is_records_flush_commit_block_flush(machine: Machine) -> None:
+def test_a_commit_is_records_flush_and_what_makes_it_count_flush(machine: Machine) -> None:
     start = len(machine.device.events)
     touch(machine)
     machine.sync()
     kinds = ["F" if isinstance(event, Flush) else "W" for event in machine.device.events[start:]]
-    assert "".join(kinds) == "WWFWF"     # the journal's superblock, the records; the commit block
+    assert "".join(kinds) == "WFWF"     # all of it; the journal's superblock
     start = len(machine.device.events)
     touch(machine)
     machine.sync()
@@ -309,19 +310,36 @@ def test_the_largest_batch_and_its_superblock_fit_an_empty_log(kind: Checksums, 
                                                                maxlen: int) -> None:
     store = MemoryJournal(kind, wide, block_bytes, maxlen)
     log = Log(store.writer(), store.file)
-    limit = batch_limit(log)
-    assert 200 < limit <= subject.BATCH_BLOCKS and log.writer.fits(limit + 1)
+    collected, single = limits(log)
+    assert single is not None and 200 < collected <= subject.BATCH_BLOCKS and log.writer.fits(collected + 1)
+    assert collected < single and log.writer.fits(single + 1) and log.writer.need(single + 4) > log.writer.free
 
 
 def test_the_largest_batches_pass_through_the_smallest_journal_whatever_they_free(machine: Machine) -> None:
     assert machine.log is not None
-    limit = batch_limit(machine.log)
+    limit = limits(machine.log).collected
     for first in (1300, 1600, 1300, 1600):
         fill(machine, first, limit)
         machine.sync()
         touch(machine)
         revoke(machine, first, limit)
         revoke(machine, 100_000, 20_000)     # more than a batch of the log could name
+        machine.sync()
+    assert machine.committer.failure is None
+
+
+def test_one_operation_may_fill_the_log_and_a_larger_one_fails_alone(machine: Machine) -> None:
+    assert machine.log is not None
+    _, single = limits(machine.log)
+    assert single is not None and single > 900
+    for first in (1300, 1400):
+        fill(machine, first, single)
+        with pytest.raises(Refused) as refused:
+            fill(machine, first, single + 1)
+        assert refused.value.errno == errno.ENOSPC
+        machine.sync()
+        touch(machine)
+        revoke(machine, first, single)
         machine.sync()
     assert machine.committer.failure is None
 

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,13 +32,13 @@ from fusewire.ext4 import (
     orphan,
     truncate,
 )
-from fusewire.ext4.errors import Check, Corrupt, Refused
+from fusewire.ext4.batch import BatchLimits
+from fusewire.ext4.errors import Check, Corrupt, Refused, Unsupported
 from fusewire.ext4.extents import END_OF_FILE_BLOCKS, MAX_WRITTEN
 from fusewire.ext4.fastcommit import AddRange, Change, Create, DelRange, InodeImage, Link, Unlink
 from fusewire.ext4.fastreplay import FastReplay
 from fusewire.ext4.inode import Inode
 from fusewire.ext4.newinode import Caller
-from fusewire.settler import Settler
 from tests.ext4.driver import Core, image, new_path, run_tool
 from tests.ext4.writer import Writer
 
@@ -395,10 +396,10 @@ def test_a_replay_without_room_for_its_nodes_says_so() -> None:
         places = [bit + 1 for bit in range(8192) if bits >> bit & 1]
         changes: list[Change] = [AddRange(made.number, 2 * at, 1, block, False) for at, block in enumerate(places)]
         device = BlockDevice(os.open(writer.path, os.O_RDWR))
-        driver, work = writable.Driver(device, writer.fs), FastReplay(writer.fs, changes)
-        settler = Settler(device, writer.fs, None)
-        with pytest.raises(OSError, match="No space left"):
-            writable._carry_out(driver, work, settler.commit)
+        driver = writable.Driver(device, writer.fs)
+        with pytest.raises(Unsupported, match="no room"):
+            writable._apply_fast_commits(driver, SimpleNamespace(fast_commits=changes),  # type: ignore[arg-type]
+                                         BatchLimits(MOST_BLOCKS))
         device.close()
 
 

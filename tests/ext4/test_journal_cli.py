@@ -45,7 +45,7 @@ def dirtied(path: Path, time_ns: int = 1_700_000_000 * SECOND) -> JournalWriter:
     with opened(path) as disk:
         disk.write(0, with_format(disk.journal.raw, Checksums.V3, True))
         disk.set_needs_recovery(True)
-        writer = JournalWriter.fresh(disk.journal, disk.recover())
+        writer = disk.writer()
         disk.write(0, writer.begin() or b"")
         for logged, revoked in (({6000: b"a", 6001: b"b", 6002: b"c"}, ()), ({6000: b"d"}, (6001,))):
             encoded = writer.encode([(block, byte * 1024) for block, byte in logged.items()], revoked, time_ns)

@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 
 from fusewire.ext4 import iomap, namespace
-from fusewire.ext4.journal import JournalWriter
 from fusewire.ext4.journalsuper import Checksums, JournalFeature
 from tests.journals import Disk, MemoryJournal, opened, with_format
 from tests.mounting import kernel_mount, run
 
-FILE_BLOCKS = 600
+FILE_BLOCKS = 1020
 SECOND = 1_000_000_000
 MAGIC = b"\xc0\x3b\x39\x98"
 LAYOUTS = {"1k": "-b 1024 -J size=1", "2k": "-b 2048 -J size=2", "4k": "-b 4096 -J size=4"}
@@ -58,7 +57,7 @@ class Model:
         raw = disk.journal.patched(sequence=self.chance.choice((1, 77, 0xFFFFFFF0)))
         disk.write(0, with_format(raw, kind, wide))
         disk.set_needs_recovery(True)
-        self.writer = JournalWriter.fresh(disk.journal, disk.recover())
+        self.writer = disk.writer()
         file = disk.run(namespace.lookup_inode, disk.fs, disk.run(disk.fs.check), b"file")
         self.homes = [self._home(file, index) for index in range(FILE_BLOCKS)]
         self.expected = dict.fromkeys(self.homes, disk.read_home(self.homes[0]))
@@ -152,29 +151,30 @@ def test_a_log_of_ours_is_replayed_by_all(layout: str, kind: Checksums, wide: bo
     run("e2fsck", "-fn", path)
 
 
-@kinds
-def test_a_log_of_the_kernel_is_continued(kind: Checksums, mounts: None,
-                                          image_with_file: Callable[[str], Path]) -> None:
-    """A batch of ours after a log that was left dirty is replayed with it, and replaces its fast commits' number."""
-    path = image_with_file("1k")
+@layouts
+def test_a_batch_that_fills_the_whole_log_is_replayed_by_all(layout: str, mounts: None,
+                                                             image_with_file: Callable[[str], Path]) -> None:
+    path = image_with_file(layout)
     with opened(path) as disk:
-        model = Model(disk, kind, False, 1)
+        model = Model(disk, Checksums.V3, True, 5)
         model.add_batch(most=50)
-        model.add_batch(most=50)
-    with opened(path) as disk:
-        replay = disk.recover()
-        writer = JournalWriter.continuing(replay)
-        assert writer.sequence == replay.end_sequence and len(writer.in_log()) == 2 and writer.begin() is None
-        assert writer.free == model.writer.free
-        home = model.homes[0]
-        encoded = writer.encode([(home, MAGIC + b"c" * 1020)], (), SECOND)
+        model.checkpoint()
+        writer, count = model.writer, model.writer.most_blocks
+        encoded = writer.encode([(home, model.content()) for home in model.homes[:count]], (), SECOND)
+        assert writer.free <= 1 < count and encoded.commit[0] in (writer.head - 1, writer.journal.last - 1)
         for position, data in (*encoded.records, encoded.commit):
             disk.write(position, data)
-        model.expected[home] = MAGIC + b"c" * 1020
-        assert [t.sequence for t in disk.recover().transactions] == writer.in_log()
-    with kernel_mount(path, "rw"):
+        replay = disk.recover()
+        assert [found.logged for found in replay.transactions] == [count] and not replay.damage
+        expected = {home: replay.content(home) or b"" for home in model.homes[:count]}
+    by_kernel, by_e2fsck = path.with_name("kernel"), path.with_name("e2fsck")
+    shutil.copyfile(path, by_kernel)
+    shutil.copyfile(path, by_e2fsck)
+    with kernel_mount(by_kernel, "rw"):
         pass
-    assert not differences(blocks_of(path, model.homes), model.expected)
+    run("e2fsck", "-fy", by_e2fsck, check=False)
+    for other in (by_kernel, by_e2fsck):
+        assert not differences(blocks_of(other, model.homes[:count]), expected), other.name
 
 
 def test_an_emptied_journal_is_clean_for_all(mounts: None, image_with_file: Callable[[str], Path]) -> None:
@@ -229,8 +229,8 @@ def test_need_is_what_a_batch_takes(kind: Checksums, block_bytes: int) -> None:
 @kinds
 def test_the_largest_batch_fits_and_one_more_block_does_not(kind: Checksums) -> None:
     writer = MemoryJournal(kind).writer()
-    assert writer.fits(writer.max_blocks) and not writer.fits(writer.max_blocks + 2)
-    assert writer.need(writer.max_blocks) <= writer.limit == 255
+    assert writer.fits(writer.most_blocks) and not writer.fits(writer.most_blocks + 2)
+    assert writer.need(writer.max_blocks) <= 1023 // 4 < writer.need(writer.max_blocks + 2)
 
 
 def test_space_comes_back_only_when_the_tail_has_moved() -> None:
@@ -273,7 +273,7 @@ def test_the_ring_is_never_overwritten_and_the_fast_commit_area_never_touched() 
 
 @pytest.mark.parametrize("blocks, revoked, wide", [
     ([(100, bytes(1024)), (100, bytes(1024))], (), True), ([(100, bytes(1024))], (100,), True),
-    ([(1 << 32, bytes(1024))], (), False), ([(100 + index, bytes(1024)) for index in range(255)], (), True),
+    ([(1 << 32, bytes(1024))], (), False), ([(100 + index, bytes(1024)) for index in range(1023)], (), True),
 ])
 def test_batches_that_replay_would_misread_are_our_bugs(blocks: list[tuple[int, bytes]], revoked: tuple[int, ...],
                                                         wide: bool) -> None:

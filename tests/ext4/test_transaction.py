@@ -28,6 +28,7 @@ from fusewire.ext4 import (
     truncate,
     xattrwrite,
 )
+from fusewire.ext4.batch import BatchLimits
 from fusewire.ext4.blocks import BlockMiss
 from fusewire.ext4.errors import Check, Corrupt, Refused
 from fusewire.ext4.filesystem import Ext4
@@ -299,6 +300,24 @@ def test_commit_first_leaves_no_trace_and_fits_afterwards() -> None:
                 tx.create(block)  # a batch of its own, however large
 
 
+@pytest.mark.parametrize("open_already", [False, True])
+def test_what_is_too_large_for_any_batch_fails_alone(open_already: bool) -> None:
+    with Writer(image("-t ext4 -b 1024", 4096), batch_blocks=4) as writer:
+        assert writer.fs.writing is not None
+        writer.fs.writing.limits = BatchLimits(4, 9)
+        if open_already:
+            writer.change(lambda tx: tx.create(3000) and None)
+        before = state(writer)
+        with pytest.raises(Refused) as refused, Transaction(writer.fs) as tx:
+            for block in range(3010, 3020):
+                tx.create(block)
+            tx.freed(5, 3)
+            tx.after_commit(stop)
+        assert refused.value.errno == errno.ENOSPC and state(writer) == before
+        writer.change(lambda tx: [tx.create(block) for block in range(3010, 3019)] and None)
+        assert len(writer.fs.writing.batch.blocks) == 9
+
+
 def revoke(tx: Transaction, blocks: Iterable[int]) -> None:
     for block in blocks:
         tx.revoke(block)
@@ -526,7 +545,7 @@ def test_a_second_turn_at_writing_counts_anew() -> None:
         writer.change(op_mkdir)
         writer.commit()
         writer.fs.writing = None
-        writer.run(commit.start_writing, 1000)
+        writer.run(commit.start_writing, BatchLimits(1000))
         writer.change(lambda tx: superstore.change(tx, lpf_ino=0))
         writer.check()
 

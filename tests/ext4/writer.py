@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from fusewire.ext4 import commit, iomapwrite, truncate
-from fusewire.ext4.batch import ClosedBatch
+from fusewire.ext4.batch import BatchLimits, ClosedBatch
 from fusewire.ext4.blocks import BlockMiss
 from fusewire.ext4.filesystem import Options
 from fusewire.ext4.transaction import CommitFirst, Transaction
@@ -45,7 +45,7 @@ class Writer(Core):
         self.clock: tuple[int, int] | None = None
         self.privileged, self.closed = True, 0
         self.last: ClosedBatch | None = None
-        self.run(commit.start_writing, batch_blocks)
+        self.run(commit.start_writing, BatchLimits(batch_blocks))
 
     def close(self) -> None:
         if self._out >= 0:

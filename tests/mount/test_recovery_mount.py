@@ -11,22 +11,22 @@ import random
 import shutil
 import struct
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from fusewire.arguments import Failure
 from fusewire.ext4 import checksum, errorlog, iomap, layout
 from fusewire.ext4.journal import JournalWriter
-from fusewire.options import parse_options
-from fusewire.source import Source, open_file_system
 from tests.dirty import (
+    FAST,
     Image,
     assert_clean,
     assert_same,
+    directories,
     fast_commits,
+    files,
+    first,
     recovered,
     recovered_by_kernel,
     settled,
@@ -35,7 +35,7 @@ from tests.dirty import (
     tree_of,
     write,
 )
-from tests.journals import RECOVER, opened
+from tests.journals import opened
 from tests.mounting import (
     MountRefused,
     fusewire_command,
@@ -48,63 +48,8 @@ from tests.mounting import (
     wait_unused,
 )
 
-FAST = "-O fast_commit,orphan_file"
-
-
 # ---- fast commits ------------------------------------------------------------------------------------------
 
-def first(root: Path) -> None:
-    """The full commit that must come before any fast one."""
-    for name in ("old", "victim", "cut", "holey", "moved", "gone"):
-        write(root / name, name.encode() * 2000)
-    (root / "folder").mkdir()
-    (root / "empty").mkdir()
-    for number in range(12):
-        write(root / "folder" / f"f{number}", b"x" * number * 300)
-    os.sync()
-
-
-def files(root: Path) -> None:
-    """Everything that one can do to files and that the kernel logs as fast commits."""
-    write(root / "new", b"n" * 5000)
-    os.link(root / "old", root / "folder" / "linked")
-    os.unlink(root / "gone")
-    os.rename(root / "moved", root / "folder" / "renamed")
-    os.rename(root / "folder" / "f3", root / "victim")
-    sync(root)
-    os.truncate(root / "cut", 100)
-    os.chmod(root / "old", 0o600)
-    sync(root)
-    subprocess.run(["fallocate", "-p", "-o", "1024", "-l", "5000", root / "holey"], check=True)
-    subprocess.run(["fallocate", "-l", "90000", root / "new"], check=True)
-    for number in range(5, 9):
-        os.unlink(root / "folder" / f"f{number}")
-    for number in range(5):
-        write(root / "folder" / f"again{number}", b"y" * number * 700)
-    write(root / "sparse", b"")
-    with open(root / "sparse", "r+b") as file:
-        for number in range(30):
-            file.seek(number * 16384)
-            file.write(b"s" * 900)
-        os.fsync(file.fileno())
-    os.truncate(root / "sparse", 16384 * 20 + 50)
-    sync(root)
-
-
-def directories(root: Path) -> None:
-    (root / "made").mkdir()
-    write(root / "made" / "inside", b"i" * 3000)
-    (root / "made" / "sub").mkdir()
-    (root / "made" / "sub" / "subsub").mkdir()
-    (root / "empty").rmdir()
-    (root / "made" / "passing").mkdir()
-    (root / "made" / "passing").rmdir()
-    sync(root)
-    for number in range(70):    # more than one block of names
-        (root / "made" / f"{number:03d}-{'n' * 40}").touch()
-    sync(root)
-    (root / "made" / "sub" / "subsub").rmdir()
-    sync(root)
 
 
 def lost(root: Path) -> None:
@@ -190,100 +135,6 @@ def random_operation(folder: Path, chance: random.Random) -> None:
         subprocess.run(["fallocate", *place, "-l", "7000", name], check=True)
     else:
         os.chmod(name, chance.randrange(0o1000) | 0o200)
-
-
-# ---- a recovery that is cut off ----------------------------------------------------------------------------
-
-class Device:
-    """An image in memory as a device that stops to take writes at one of them; each is there or not, as a whole.
-
-    ``kept`` says which of the writes since the last flush are there.
-    """
-
-    def __init__(self, data: bytes, writes: int, chance: random.Random) -> None:
-        self.data, self.durable, self.left, self.chance = bytearray(data), bytearray(data), writes, chance
-        self.waiting: list[tuple[int, bytes]] = []
-        self.start_bytes, self.size_bytes = 0, len(data)
-
-    def read(self, offset: int, length: int) -> bytes:
-        return bytes(self.data[offset:offset + length])
-
-    def read_into(self, view: memoryview, offset: int) -> None:
-        view[:] = self.data[offset:offset + len(view)]
-
-    def will_need(self, _offset: int, _length: int) -> None:
-        pass
-
-    def write(self, offset: int, pieces: list[bytes]) -> None:
-        if not self.left:
-            raise OSError(5, "the power is gone")
-        self.left -= 1
-        data = b"".join(pieces)
-        self.data[offset:offset + len(data)] = data
-        self.waiting.append((offset, data))
-
-    def flush(self) -> None:
-        for offset, data in self.waiting:
-            self.durable[offset:offset + len(data)] = data
-        self.waiting.clear()
-
-    def after_power_cut(self) -> bytes:
-        image, share = bytearray(self.durable), self.chance.random()
-        for offset, data in self.waiting:
-            if self.chance.random() < share:
-                image[offset:offset + len(data)] = data
-        return bytes(image)
-
-
-def open_for_writing(device: Any) -> list[str]:
-    """All that a writable mount does before it is mounted; what it says."""
-    source = Source("image", "image", None, device, False)  # type: ignore[arg-type]
-    return open_file_system(source, parse_options("rw")).notes
-
-
-@pytest.fixture
-def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the changes of a recovery take many batches."""
-    monkeypatch.setattr("fusewire.writable.batch_limit", lambda log: 10)
-    monkeypatch.setattr("fusewire.writable.replay_limit", lambda writer: 10)
-
-
-def cuts(start: bytes, chance: random.Random, most: int, least_writes: int) -> Iterator[bytes]:
-    """What power cuts during a recovery leave, at several of its writes."""
-    whole = Device(start, 1 << 30, chance)
-    open_for_writing(whole)
-    writes = (1 << 30) - whole.left
-    assert writes >= least_writes
-    for cut in sorted(chance.sample(range(writes), min(most, writes))):
-        print(f"cut before write {cut} of {writes}")
-        device = Device(start, cut, chance)
-        with pytest.raises(Failure):
-            open_for_writing(device)
-        yield device.after_power_cut()
-
-
-@pytest.mark.parametrize("work", [files, directories], ids=["files", "directories"])
-def test_a_recovery_cut_off_anywhere_is_finished_by_the_next(work: Callable[[Path], None], mounts: None,
-                                                             small_batches: None, tmp_path: Path) -> None:
-    """Fast commits in several batches, orphans too: whatever part is durable, the next recovery gives the same tree."""
-    image = Image(tmp_path / "image", f"-b 1024 {FAST} -J size=2,fast_commit_size=256", mib=8)
-    expected = image.leave(first, work)
-    for left in cuts(image.path.read_bytes(), random.Random(1), 25, 50):
-        image.path.write_bytes(left)
-        with fusewire_mount(image.path, "rw,noatime"):
-            pass
-        assert_clean(image.path)
-        with kernel_mount(image.path, "ro,noload,noatime") as mounted:
-            assert_same(settled(tree_of(mounted.root)), expected)
-
-
-def test_a_recovery_cut_off_anywhere_is_finished_by_the_kernel(mounts: None, tmp_path: Path) -> None:
-    """Fast commits that fit into one batch are all applied or all still valid: the kernel cannot apply them twice."""
-    image = Image(tmp_path / "image", f"-b 1024 {FAST} -J size=2,fast_commit_size=256", mib=8)
-    expected = image.leave(first, files)
-    for left in cuts(image.path.read_bytes(), random.Random(2), 30, 8):
-        image.path.write_bytes(left)
-        assert_same(settled(recovered_by_kernel(image)), expected)
 
 
 # ---- other logs --------------------------------------------------------------------------------------------
@@ -474,24 +325,3 @@ def test_a_file_that_was_being_cut_is_cut_and_its_tail_is_zero(block_bytes: int,
     assert_clean(image.path)
     with kernel_mount(image.path, "ro") as mounted:
         assert (mounted.root / "cut").read_bytes() == expected
-
-
-def test_orphans_of_a_clean_file_system_are_finished_under_the_journal(mounts: None, tmp_path: Path,
-                                                                       small_batches: None) -> None:
-    """The mount says that the file system is in use before it frees anything."""
-    image = Image(tmp_path / "image", "-b 1024 -J size=2 -O ^orphan_file", mib=8)
-    with kernel_mount(image.path, "rw") as mounted:
-        write(mounted.root / "cut", b"c" * 3_000_000)
-        number = (mounted.root / "cut").stat().st_ino
-    script = tmp_path / "script"
-    script.write_text(f"sif <{number}> size 10\nssv last_orphan {number}\n")
-    run("debugfs", "-w", "-f", script, image.path)
-    start, chance = image.path.read_bytes(), random.Random(2)
-    notes = open_for_writing(Device(start, 1 << 30, chance))
-    assert "finished 1 deleted or shortened files that the last mount had left" in notes
-    for left in cuts(start, chance, 60, 10):
-        image.path.write_bytes(left)
-        incompat = struct.unpack_from("<I", left, 1024 + 0x60)[0]
-        assert incompat & RECOVER or left == start
-        run("e2fsck", "-fy", image.path, check=False)
-        assert_clean(image.path)

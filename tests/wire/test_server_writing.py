@@ -11,6 +11,7 @@ import pytest
 
 from fusewire import uapi
 from fusewire.blockdev import BlockDevice, Buffer
+from fusewire.ext4.batch import BatchLimits
 from fusewire.ext4.filesystem import Options
 from fusewire.options import MountOptions
 from fusewire.source import open_file_system, open_source
@@ -214,11 +215,11 @@ def test_a_copy_that_waits_starts_over_from_what_is_there_then(image: Path) -> N
         create(peer, b"more")   # a batch is on its way, so the next one stays open
         writing = peer.session.fs.writing
         assert writing is not None
-        limit, writing.batch_limit_blocks = writing.batch_limit_blocks, len(writing.batch.blocks)
+        limits, writing.limits = writing.limits, BatchLimits(len(writing.batch.blocks))
         body = uapi.copy_file_range_in.encode(nodeid_out=target, len=65536)
         copying = peer.send(uapi.FUSE_COPY_FILE_RANGE, source, body)
         assert peer.is_alive()
-        writing.batch_limit_blocks = limit
+        writing.limits = limits
         resize(peer, target, 0)
         allocate(peer, target, 0, 100_000, KEEP_SIZE)
         device_of(peer).gate.set()
