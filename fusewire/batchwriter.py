@@ -14,6 +14,7 @@ W4  A commit block cannot be torn: its place is zeroed, durably, before it is wr
     anything.  What old blocks leave in the others would fail its checksum, and recovery then refuses the whole log.
 W5  Only a block whose copy the log holds needs a revocation, and an empty log needs none.  So the size of a batch is
     that of its blocks (``limits``), whatever it frees.
+W6  What a durable batch freed is discarded before anybody hears that it is durable, so before it is used again.
 
 A ``BatchWriter`` sees closed batches, the journal's writer and the device, nothing else: it may run in a thread
 (``committer``).
@@ -21,12 +22,13 @@ A ``BatchWriter`` sees closed batches, the journal's writer and the device, noth
 
 import errno
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from fusewire import log
 from fusewire.blockdev import BlockDevice
 from fusewire.ext4.batch import BatchLimits, ClosedBatch
 from fusewire.ext4.blocks import CachedBlock
+from fusewire.ext4.errors import Refused
 from fusewire.ext4.journal import JournalWriter
 from fusewire.ext4.journalfile import JournalFile
 from fusewire.ext4.units import Geometry
@@ -53,14 +55,30 @@ def limits(journal: Log | None) -> BatchLimits:
     return BatchLimits(min(BATCH_BLOCKS, journal.writer.max_blocks - 1), journal.writer.most_blocks - 1)
 
 
+def freed_ranges(geometry: Geometry, freed: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(offset, length) in bytes of freed clusters (first, count), neighbours joined."""
+    ranges: list[tuple[int, int]] = []
+    for first, count in sorted(freed):
+        start = geometry.byte_of(geometry.first_data_block + first * geometry.cluster_blocks)
+        length = geometry.byte_of(count * geometry.cluster_blocks)
+        if ranges and sum(ranges[-1]) == start:
+            ranges[-1] = (ranges[-1][0], ranges[-1][1] + length)
+        else:
+            ranges.append((start, length))
+    end = geometry.byte_of(geometry.blocks)     # the last cluster may reach beyond
+    return [(start, min(length, end - start)) for start, length in ranges]
+
+
 class BatchWriter:
     """The device's side: writes one batch after the other, and waits for each."""
 
-    def __init__(self, device: BlockDevice, geometry: Geometry, journal: Log | None) -> None:
+    def __init__(self, device: BlockDevice, geometry: Geometry, journal: Log | None, discard: bool = False) -> None:
+        """``discard``: tell the device what batches free."""
         assert journal is None or not journal.writer.in_log(), "what the log holds is brought home before"
         self._device, self._geometry, self._log = device, geometry, journal
         self._homeless: Entries = {}    # the newest durable content of blocks whose copies are in the log only
         self.failure: OSError | None = None
+        self.discards = discard
 
     def attempt(self, job: Callable[[], Entries]) -> tuple[Entries, OSError | None]:
         """What a job returns, and None; or why it failed, or one before it (W3)."""
@@ -78,19 +96,31 @@ class BatchWriter:
         """Say on disk that the log is in use, before anything is in it."""
         self._write_super(superblock)
 
-    def write(self, batch: ClosedBatch) -> Entries:
-        """Make a batch durable; the blocks that came home meanwhile."""
-        if self._log is None:
-            if batch.wrote_data:
-                self._device.flush()
-            self._write_home(batch.entries)
+    def write(self, batch: ClosedBatch, superblock: tuple[int, bytes] | None = None) -> Entries:
+        """Make a batch durable; the blocks that came home meanwhile.
+
+        ``superblock`` is written before, if the one on disk says that the file system is not in use (``finish``).
+        """
+        if superblock is not None:
+            self._write_super(superblock)
+        home = self._write_through(self._log, batch) if self._log is not None else self._write_unjournaled(batch)
+        if self.discards:
+            self._discard(batch)
+        return home
+
+    def _write_unjournaled(self, batch: ClosedBatch) -> Entries:
+        if batch.wrote_data:
             self._device.flush()
-            return batch.entries
+        self._write_home(batch.entries)
+        self._device.flush()
+        return batch.entries
+
+    def _write_through(self, journal: Log, batch: ClosedBatch) -> Entries:
         if not batch.blocks:
             self._device.flush()
             return {}
-        home = self._make_room(self._log, batch)
-        self._write_log(self._log, batch)
+        home = self._make_room(journal, batch)
+        self._write_log(journal, batch)
         for block in batch.revoked:
             self._homeless.pop(block, None)
         self._homeless.update(batch.entries)
@@ -132,6 +162,15 @@ class BatchWriter:
             self._device.flush()
         self._write_super(superblock)
         return home
+
+    def _discard(self, batch: ClosedBatch) -> None:
+        """Tell the device what a durable batch freed (W6); one that does not want to know is not told again."""
+        try:
+            for offset, length in freed_ranges(self._geometry, batch.freed):
+                self._device.discard(offset, length)
+        except (Refused, OSError) as error:
+            self.discards = False
+            log.warning("discard_turned_off", reason=error.strerror if isinstance(error, OSError) else str(error))
 
     def _fail(self, error: OSError) -> None:
         """Leave a note of a failure in the journal's superblock, for the next who mounts; the last that is written."""

@@ -30,12 +30,16 @@ _WOULD_WAIT = frozenset((errno.EAGAIN, errno.EOPNOTSUPP))
 
 
 class BlockDevice:
-    """An open block device or image file, of which the file system occupies [start, start + size)."""
+    """An open block device or image file, of which the file system occupies [start, start + size).
+
+    ``barrier``: whether ``flush`` has the device empty its cache.
+    """
 
     def __init__(self, fd: int, start_bytes: int = 0, size_bytes: int = 0) -> None:
         """Take over ``fd``; with ``size_bytes`` 0 the file system's part reaches to the end."""
         self.fd = fd
         self.start_bytes = start_bytes
+        self.barrier = True
         self._waited_at = -NEAR_BYTES   # where the last read that waited was, and the window that was brought in
         self._around = -1
         end = self.end_bytes()
@@ -104,8 +108,14 @@ class BlockDevice:
                 left[0] = left[0][count:]
 
     def flush(self) -> None:
-        """Make everything that was written durable.  Waits.  OSError if any of it could not be written."""
-        os.fdatasync(self.fd)
+        """Make everything that was written durable.  Waits.  OSError if any of it could not be written.
+
+        With ``barrier`` off, the device has got it then, and may still lose it with its power.
+        """
+        if self.barrier:
+            os.fdatasync(self.fd)
+        else:
+            ioctl.write_out(self.fd)
 
     def discard(self, offset: int, length: int) -> None:
         """Tell the device that a range holds nothing.  ``Refused(EOPNOTSUPP)`` where it does not want to know."""

@@ -7,6 +7,8 @@ K1  At most one batch is on its way; those who ask meanwhile share the next one 
 K2  After a failed write the file system turns read-only, every waiter hears of it, and so does whoever asks later.
 K3  Whoever asks is told exactly once.
 K4  Who needs no more than data, and finds nothing changed but times, gets a flush; the batch stays open.
+K5  On disk the file system is marked as in use before the first change is.  While it is at ``rest``, that is: while the
+    kernel has it mounted read-only, everything is home and it is marked clean.
 """
 
 import errno
@@ -20,13 +22,16 @@ from typing import NamedTuple
 from fusewire import log
 from fusewire.batchwriter import BatchWriter, Entries, Log
 from fusewire.blockdev import BlockDevice
-from fusewire.ext4 import commit
+from fusewire.ext4 import commit, mountstate
 from fusewire.ext4.batch import ClosedBatch
 from fusewire.ext4.filesystem import Ext4
+from fusewire.options import DEFAULT_COMMIT_SECONDS
 
 Told = Callable[[OSError | None], None]     # called in the loop's thread: durable, or why not; must not raise
 Post = Callable[..., None]                  # has the loop's thread call something soon
 Answer = Callable[[], None]                 # called in the committer's thread: durable; must not raise
+
+BATCH_SHARE = 2         # a batch is sent off when it has this part of what the journal takes
 
 
 class Asked(NamedTuple):
@@ -40,15 +45,22 @@ class Asked(NamedTuple):
 class Committer:
     """The loop's side: who waits for what, and when a batch is closed."""
 
-    def __init__(self, fs: Ext4, device: BlockDevice, journal: Log | None, post: Post) -> None:
+    def __init__(self, fs: Ext4, device: BlockDevice, journal: Log | None, post: Post,
+                 commit_seconds: int = DEFAULT_COMMIT_SECONDS, discard: bool = False) -> None:
         """
         Args:
             journal: of a file system whose log holds nothing; None if it has none.
             post: has the loop's thread call a function with arguments; may be called from any thread.
+            commit_seconds: how long a change may wait until it is durable, if nobody asks.
+            discard: whether the device is told what became free.
         """
         self._fs = fs
         self._post = post
-        self._writer = BatchWriter(device, fs.geometry, journal)
+        self._writer = BatchWriter(device, fs.geometry, journal, discard)
+        self._commit_seconds = commit_seconds
+        self._aging, self._age = 0, 0   # the open batch when it was last looked at, and how many seconds ago
+        self._resting = False           # nothing is to be changed, as far as the kernel is concerned
+        self._awake: tuple[int, bytes] | None = None    # what marks the file system as in use, when it is marked clean
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="journal", daemon=True)
         self._waiting: list[Asked] = []
@@ -79,6 +91,30 @@ class Committer:
         self._waiting.append(Asked(told, only_data, answer))
         if not self._busy:
             self._next()
+
+    def tick(self) -> None:
+        """Once a second: a batch that is old enough becomes durable."""
+        writing = self._fs.writing
+        assert writing is not None
+        if writing.batch.is_empty or writing.batch.number != self._aging:
+            self._aging, self._age = writing.batch.number, 0
+        elif self._age + 1 < self._commit_seconds and not self._resting:
+            self._age += 1
+        else:
+            self.commit(_nobody)
+
+    def send_if_large(self) -> None:
+        """Send off a batch that has grown large, if nothing is on its way."""
+        writing = self._fs.writing
+        if writing is not None and len(writing.batch.blocks) * BATCH_SHARE > writing.limits.collected \
+                and self.is_idle:
+            self.commit(_nobody)
+
+    def rest(self, resting: bool) -> None:
+        """The kernel has the file system mounted read-only now, or no longer (K5)."""
+        self._resting = resting
+        if resting:
+            self.commit(lambda _failure: self._lie_down())
 
     def checkpoint(self) -> None:
         """At leisure: bring home what is durable."""
@@ -124,7 +160,21 @@ class Committer:
         except Exception as error:  # what the batch held is lost, so nothing may be written on top of it
             self._run(partial(_raise, error), None, asked)
             return
-        self._run(partial(self._writer.write, closed), closed, asked)
+        awake, self._awake = self._awake, None
+        self._run(partial(self._writer.write, closed, awake), closed, asked)
+
+    def _lie_down(self) -> None:
+        """Have the file system marked clean, if it is at rest and is not so marked (K5).
+
+        What the cache has of the superblock says that it is in use, so every later batch does.
+        """
+        writing = self._fs.writing
+        if not self._resting or self._busy or self._waiting or self._awake is not None or self.failure is not None \
+                or writing is None or not writing.batch.is_empty:
+            return
+        clean = mountstate.put_away(self._fs, int(time.time()))
+        self._awake = mountstate.being_changed(self._fs)
+        self._run(partial(self._writer.finish, clean), None, [])
 
     def _run(self, job: Callable[[], Entries], closed: ClosedBatch | None, asked: list[Asked]) -> None:
         self._busy = True
@@ -166,6 +216,7 @@ class Committer:
             self._next()
         if not self._busy and self._writer.is_crowded:
             self.checkpoint()
+        self._lie_down()
 
     def _abort(self, failure: OSError) -> None:
         if self.failure is not None:
@@ -182,6 +233,10 @@ class Committer:
                 return
             job()
             del job
+
+
+def _nobody(_failure: OSError | None) -> None:
+    """Nobody waits for this batch; a failure is logged and turns the file system read-only."""
 
 
 def _tell(asked: list[Asked], failure: OSError | None) -> None:

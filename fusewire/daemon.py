@@ -21,7 +21,7 @@ from typing import Any
 
 import uvloop
 
-from fusewire import __version__, accel, bdi, log, mount, runtime, uevents, unmount
+from fusewire import __version__, accel, bdi, log, mount, mountinfo, remount, runtime, uevents, unmount
 from fusewire.arguments import EXIT_OK, EXIT_SYSTEM, EXIT_USAGE, Failure, Parser, say
 from fusewire.ext4 import errorlog
 from fusewire.mount import Mounting
@@ -165,11 +165,14 @@ def _serve(settings: Settings, ready: Callable[[], None]) -> int:
         fs, journal, notes = open_file_system(source, options)
         for sentence in (*options.notes(), *source.lock.warnings, *notes, *fs.superblock.warnings()):
             say(f"{settings.source}: {sentence}")
-        session = Session(fs, read_only=fs.writing is None, target=os.fsencode(settings.target))
+        mounted = remount.asked_for(_flags(options))
+        session = Session(fs, read_only=fs.writing is None, target=os.fsencode(settings.target), mounted=mounted)
         mounting = _prepare(settings, source, fs.geometry.block_bytes)
         stack.callback(os.close, mounting.fd)
         attached = mount.in_thread(mounting.attach)
+        source.device.barrier = options.barrier is not False
         server = Server(mounting.fd, session, source.device, wirelog, journal,
+                        commit_seconds=options.commit_seconds, discard=bool(options.discard),
                         errors=errorlog.policy(fs.superblock.fields["errors"], options.errors))
         _answer_init(settings, mounting, server, attached)
         uvloop.run(_serve_mounted(settings, source, server, mounting, attached, ready))
@@ -185,16 +188,21 @@ def _open_wirelog(path: str | None) -> WireLog | None:
         raise Failure(f"{path}: {(error.strerror or str(error)).lower()}", EXIT_USAGE) from error
 
 
+def _flags(options: MountOptions) -> int:
+    """MS_* of the mount: read-only unless the options say otherwise."""
+    return options.flags | (0 if options.writes else MS_RDONLY)
+
+
 def _prepare(settings: Settings, source: Source, block_bytes: int) -> Mounting:
     """A mount ready to be made, behind a loop device where that is possible and wanted."""
     options = settings.options
     fuseblk = can_be_fuseblk(source, options, mount.route() is mount.Route.ROOT)
     if fuseblk and not source.is_device:
-        attach_loop(source, options.access != "rw")
+        attach_loop(source, not options.writes)
     request = MountRequest(
         source=source.mount_name,
         target=settings.target,
-        flags=options.flags | (0 if options.access == "rw" else MS_RDONLY),
+        flags=_flags(options),
         fuseblk=fuseblk,
         block_bytes=min(block_bytes, MOST_FUSEBLK_BLOCK_BYTES),
         allow_other=os.getuid() == 0 if options.allow_other is None else options.allow_other,
@@ -252,7 +260,7 @@ async def _serve_mounted(settings: Settings, source: Source, server: Server, mou
     if attached.done():
         _check_attached(attached)
     # What asks our own mount must not run in the loop's thread, which answers it.
-    started = _awaitable(mount.in_thread(lambda: _after_mount(settings, source, mounting, cleans_pages)))
+    started = _awaitable(mount.in_thread(lambda: _after_mount(settings, source, mounting, server, cleans_pages)))
     await asyncio.wait([serving, started], return_when=asyncio.FIRST_COMPLETED)
     if source.loop is not None:
         source.loop.close()     # the mount keeps it now
@@ -278,7 +286,7 @@ def _awaitable(result: Future[Any]) -> "asyncio.Future[Any]":
     return asyncio.wrap_future(result)
 
 
-def _after_mount(settings: Settings, source: Source, mounting: Mounting,
+def _after_mount(settings: Settings, source: Source, mounting: Mounting, server: Server,
                  cleans_pages: bool) -> runtime.Registration | None:
     """What is left to do once the mount exists, and a first request to it."""
     if not mounting.sync_init:
@@ -287,6 +295,9 @@ def _after_mount(settings: Settings, source: Source, mounting: Mounting,
     bdi.raise_readahead(settings.target, READAHEAD_KIB)
     if cleans_pages:
         bdi.raise_dirty_limit(settings.target)
+    found = mountinfo.find(settings.target)
+    if found is not None:
+        remount.watch(found.dev, remount.asked_for(mounting.request.flags), server.remounted)
     device = source.mount_name if mounting.request.fuseblk else ""
     loop = source.loop.number if source.loop is not None else -1
     return runtime.register(settings.source, settings.target, device=device, loop=loop, version=__version__)

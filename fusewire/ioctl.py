@@ -11,8 +11,11 @@ import errno
 import fcntl
 import os
 import platform
+from ctypes import CDLL, c_int64, get_errno
 from dataclasses import dataclass
 from struct import Struct, calcsize
+
+_libc = CDLL(None, use_errno=True)
 
 # Encoding (asm-generic/ioctl.h): direction, size of the argument, magic, number.  A few machines have 13 size bits and
 # other direction values (their asm/ioctl.h).
@@ -234,6 +237,16 @@ _SPACE_RESERVATION = Struct("=hh4xqqiI16x")     # space_resv: type, whence, star
 def punch(fd: int, offset_bytes: int, length_bytes: int) -> None:
     """Free a range of a regular file, which reads as zeroes then (FS_IOC_UNRESVSP64).  EOPNOTSUPP where it cannot."""
     fcntl.ioctl(fd, FS_IOC_UNRESVSP64, _SPACE_RESERVATION.pack(0, os.SEEK_SET, offset_bytes, length_bytes, 0, 0))
+
+
+_SYNC_FILE_RANGE = 1 | 2 | 4     # wait for what is on its way, write what is dirty, wait for that
+
+
+def write_out(fd: int) -> None:
+    """Wait until the device has got all that is in the page cache; its own cache stays (sync_file_range(2))."""
+    if _libc.sync_file_range(fd, c_int64(0), c_int64(0), _SYNC_FILE_RANGE):
+        number = get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def zero_out(fd: int, offset_bytes: int, length_bytes: int) -> None:

@@ -2,11 +2,13 @@
 
 Sources: mount(8), ext4(5), kernel documentation "ext4 General Information", Options.  One table row per option says
 what it means; a later option overrides an earlier one.  A value may stand in double quotes, and then hold commas.
+
+Every option is obeyed, or noted as being without effect (``MountOptions.notes``), or refused by its name.
 """
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 # mount(2) flags, linux/mount.h
 MS_RDONLY = 1 << 0
@@ -21,6 +23,11 @@ MS_NODIRATIME = 1 << 11
 MS_RELATIME = 1 << 21
 MS_STRICTATIME = 1 << 24
 MS_LAZYTIME = 1 << 25
+
+# default_mount_opts in the superblock (tune2fs -o); the others have no meaning here
+DEFAULT_BSDGROUPS, DEFAULT_NOBARRIER, DEFAULT_DISCARD = 0x2, 0x100, 0x400
+DEFAULT_DATA_MODE, DEFAULT_DATA_JOURNAL = 0x60, 0x20
+DEFAULT_COMMIT_SECONDS = 5      # how long a change may wait until it is durable, if nobody asks
 
 _ATIME = MS_NOATIME | MS_RELATIME | MS_STRICTATIME
 MIB = 1 << 20
@@ -43,7 +50,14 @@ class MountOptions:
     user_xattr: bool = True
     acl: bool = True
     superblock: int = 1                 # which copy to read, in units of 1 KiB (``sb=``)
-    write_options: dict[str, str | None] = field(default_factory=dict)  # what only concerns writing, unread so far
+    commit_seconds: int = DEFAULT_COMMIT_SECONDS
+    barrier: bool | None = None         # whether the device is told to flush its cache; None: as the superblock says
+    discard: bool | None = None         # whether it is told what became free; None: as the superblock says
+    grpid: bool | None = None           # whether new files get their directory's group; None: as the superblock says
+    reserve_uid: int | None = None      # who may use the reserved blocks; None: whom the superblock names
+    reserve_gid: int | None = None
+    directory_kib: int = 0              # directories do not grow beyond this; 0: any size
+    for_writing: list[str] = field(default_factory=list)    # said of what concerns writing only
     # FUSE
     allow_other: bool | None = None     # None: root's mounts are for everybody, a user's for that user
     security: dict[str, str] = field(default_factory=dict)              # SELinux contexts, for the kernel
@@ -60,9 +74,35 @@ class MountOptions:
         """Whether ``ro`` was asked for (and not overridden by ``rw``)."""
         return self.access == "ro"
 
+    @property
+    def writes(self) -> bool:
+        """Whether ``rw`` was asked for."""
+        return self.access == "rw"
+
     def notes(self) -> list[str]:
-        """Sentences to log about options that have no effect."""
-        return [f"option {text} has no effect here" for text in self.ignored]
+        """Sentences to log: about options that have no effect, and about what the others mean."""
+        ignored = self.ignored if self.writes else [*self.ignored, *self.for_writing]
+        said = [f"option {text} has no effect here{_WHY.get(text, '')}" for text in dict.fromkeys(ignored)]
+        if not self.access:
+            said.append("mounted read-only; -o rw mounts for writing")
+        if self.writes and self.barrier is False:
+            said.append("no barriers: a power cut may lose what was fsynced, and damage the file system, unless the "
+                        "device's cache survives it")
+        return said
+
+    def obey_superblock(self, defaults: int) -> None:
+        """Take ``default_mount_opts`` of a superblock where the option string says nothing."""
+        for name, bit in (("grpid", DEFAULT_BSDGROUPS), ("discard", DEFAULT_DISCARD)):
+            if getattr(self, name) is None:
+                setattr(self, name, bool(defaults & bit))
+        if self.barrier is None:
+            self.barrier = not defaults & DEFAULT_NOBARRIER
+        if self.writes and defaults & DEFAULT_DATA_MODE == DEFAULT_DATA_JOURNAL:
+            self.ignored.append("data=journal (the superblock's default)")
+
+
+_WHY = {"data=writeback": ": data are durable before the metadata that name them, as with data=ordered",
+        "mand": ": the kernel has no mandatory locks any more"}
 
 
 _Apply = Callable[[MountOptions, str, str | None], None]
@@ -74,11 +114,14 @@ class _Row:
 
     value: str          # "no", "must" or "may" take a value
     apply: _Apply
+    writing: bool = False   # it concerns writing only
 
 
-def _flags(on: int = 0, off: int = 0) -> _Row:
-    def apply(options: MountOptions, _name: str, _value: str | None) -> None:
+def _flags(on: int = 0, off: int = 0, noted: bool = False) -> _Row:
+    def apply(options: MountOptions, name: str, _value: str | None) -> None:
         options.flags = options.flags & ~off | on
+        if noted:
+            options.ignored.append(name)
     return _Row("no", apply)
 
 
@@ -106,6 +149,8 @@ def _one_of(attribute: str, *choices: str) -> _Row:
 _UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 _NUMBER = re.compile(r"(?P<digits>0[xX][0-9a-fA-F]+|[0-9]+)(?P<unit>[kKmMgGtT]?)(i?[bB])?", re.ASCII)
 _LARGEST = (1 << 63) - 1    # loff_t
+MOST_SECONDS = (1 << 31) - 1
+MOST_ID = (1 << 32) - 1
 
 
 def parse_bytes(name: str, text: str | None, unit_bytes: int = 1) -> int:
@@ -126,12 +171,16 @@ def _bytes(attribute: str, unit_bytes: int = 1) -> _Row:
     return _Row("must", apply)
 
 
+def _number(name: str, value: str | None, least: int, most: int) -> int:
+    text = value or ""
+    if not (text.isascii() and text.isdigit() and len(text) <= 20 and least <= int(text) <= most):
+        raise OptionError(f"option {name}={value}: must be a number from {least} to {most}")
+    return int(text)
+
+
 def _count(attribute: str, least: int, most: int) -> _Row:
     def apply(options: MountOptions, name: str, value: str | None) -> None:
-        text = value or ""
-        if not (text.isascii() and text.isdigit() and len(text) <= 20 and least <= int(text) <= most):
-            raise OptionError(f"option {name}={value}: must be a number from {least} to {most}")
-        setattr(options, attribute, int(text))
+        setattr(options, attribute, _number(name, value, least, most))
     return _Row("must", apply)
 
 
@@ -144,8 +193,30 @@ def _note(options: MountOptions, name: str, value: str | None) -> None:
     options.ignored.append(name if value is None else f"{name}={value}")
 
 
-def _for_writing(options: MountOptions, name: str, value: str | None) -> None:
-    options.write_options[name] = value
+def _barrier(options: MountOptions, name: str, value: str | None) -> None:
+    if value not in (None, "0", "1"):
+        raise OptionError(f"option {name}={value}: must be 0 or 1")
+    options.barrier = value != "0"
+
+
+def _commit(options: MountOptions, name: str, value: str | None) -> None:
+    options.commit_seconds = _number(name, value, 0, MOST_SECONDS) or DEFAULT_COMMIT_SECONDS
+
+
+def _data(options: MountOptions, name: str, value: str | None) -> None:
+    if value == "journal":
+        raise OptionError("option data=journal: file data are not written through the journal here; use data=ordered")
+    if value not in ("ordered", "writeback"):
+        raise OptionError(f"option {name}={value}: must be ordered or writeback")
+    options.ignored = [text for text in options.ignored if not text.startswith("data=")]
+    if value == "writeback":
+        options.ignored.append("data=writeback")
+
+
+def _refuse(reason: str) -> _Apply:
+    def apply(_options: MountOptions, name: str, _value: str | None) -> None:
+        raise OptionError(f"option {name}: {reason}")
+    return apply
 
 
 def _security(options: MountOptions, name: str, value: str | None) -> None:
@@ -154,6 +225,10 @@ def _security(options: MountOptions, name: str, value: str | None) -> None:
 
 def _rows(names: str, row: _Row) -> dict[str, _Row]:
     return dict.fromkeys(names.split(), row)
+
+
+def _writing(rows: dict[str, _Row]) -> dict[str, _Row]:
+    return {name: replace(row, writing=True) for name, row in rows.items()}
 
 
 _USER = MS_NOSUID | MS_NODEV | MS_NOEXEC
@@ -168,13 +243,14 @@ _TABLE: dict[str, _Row] = {
     "sync": _flags(MS_SYNCHRONOUS), "async": _flags(off=MS_SYNCHRONOUS), "dirsync": _flags(MS_DIRSYNC),
     "noatime": _flags(MS_NOATIME, off=_ATIME), "atime": _flags(off=MS_NOATIME),
     "relatime": _flags(MS_RELATIME, off=_ATIME), "norelatime": _flags(off=MS_RELATIME),
-    "strictatime": _flags(MS_STRICTATIME, off=_ATIME), "nostrictatime": _flags(off=MS_STRICTATIME),
+    "strictatime": _flags(MS_STRICTATIME, off=_ATIME, noted=True), "nostrictatime": _flags(off=MS_STRICTATIME),
     "nodiratime": _flags(MS_NODIRATIME), "diratime": _flags(off=MS_NODIRATIME),
-    "lazytime": _flags(MS_LAZYTIME), "nolazytime": _flags(off=MS_LAZYTIME),
+    "lazytime": _flags(MS_LAZYTIME, noted=True), "nolazytime": _flags(off=MS_LAZYTIME),
     # mount(8) gives these a meaning for flags besides its own checks of who may mount
     **_rows("user users", _flags(_USER)), **_rows("owner group", _flags(MS_NOSUID | MS_NODEV)),
-    **_rows("defaults auto noauto nouser nousers noowner nogroup nofail _netdev silent loud iversion noiversion mand "
-            "nomand", _Row("no", _ignore)),
+    **_rows("defaults auto noauto nouser nousers noowner nogroup nofail _netdev noiversion nomand",
+            _Row("no", _ignore)),
+    **_rows("silent loud iversion mand", _Row("no", _note)),
     "comment": _Row("may", _ignore), "user_id": _Row("must", _ignore), "group_id": _Row("must", _ignore),
     **_rows("context fscontext defcontext rootcontext", _Row("must", _security)),
     # ext4(5): what reading obeys
@@ -185,17 +261,25 @@ _TABLE: dict[str, _Row] = {
     "acl": _set("acl", True), "noacl": _set("acl", False),
     "sb": _count("superblock", 1, (1 << 48) - 1),
     # ext4(5): what only writing obeys
-    **_rows("data commit journal_ioprio journal_path journal_dev min_batch_time max_batch_time stripe data_err resuid "
-            "resgid max_dir_size_kb usrjquota grpjquota jqfmt", _Row("must", _for_writing)),
-    **_rows("barrier auto_da_alloc init_itable discard quota usrquota grpquota prjquota", _Row("may", _for_writing)),
-    **_rows("nobarrier noauto_da_alloc noinit_itable nodiscard noquota delalloc nodelalloc journal_checksum "
-            "nojournal_checksum journal_async_commit grpid nogrpid bsdgroups sysvgroups i_version noi_version "
-            "journal_update dioread_lock dioread_nolock", _Row("no", _for_writing)),
+    **_writing({
+        "commit": _Row("must", _commit), "data": _Row("must", _data),
+        "barrier": _Row("may", _barrier), "nobarrier": _set("barrier", False),
+        "discard": _set("discard", True), "nodiscard": _set("discard", False),
+        **_rows("grpid bsdgroups", _set("grpid", True)), **_rows("nogrpid sysvgroups", _set("grpid", False)),
+        "resuid": _count("reserve_uid", 0, MOST_ID), "resgid": _count("reserve_gid", 0, MOST_ID),
+        "max_dir_size_kb": _count("directory_kib", 0, MOST_ID),
+    }),
+    **_rows("journal_path journal_dev", _Row("must", _refuse("a journal on another device cannot be used here"))),
+    **_rows("noquota noi_version", _Row("no", _ignore)),
     # ext4(5): tuning of the kernel's implementation
-    **_rows("inode_readahead_blks debug_want_extra_isize mb_optimize_scan fc_debug_max_replay dax", _Row("may", _note)),
+    **_rows("inode_readahead_blks debug_want_extra_isize mb_optimize_scan fc_debug_max_replay dax auto_da_alloc "
+            "init_itable quota usrquota grpquota prjquota", _Row("may", _note)),
+    **_rows("journal_ioprio min_batch_time max_batch_time stripe data_err usrjquota grpjquota jqfmt check",
+            _Row("must", _note)),
+    **_rows("noauto_da_alloc noinit_itable delalloc nodelalloc journal_checksum nojournal_checksum "
+            "journal_async_commit i_version journal_update dioread_lock dioread_nolock", _Row("no", _note)),
     **_rows("nombcache no_mbcache oldalloc orlov nobh bh nocheck block_validity noblock_validity debug warn_on_error "
             "nowarn_on_error prefetch_block_bitmaps no_prefetch_block_bitmaps inlinecrypt", _Row("no", _note)),
-    "check": _Row("must", _note),
     # FUSE, as people who use other FUSE file systems write them
     "allow_other": _set("allow_other", True), "noallow_other": _set("allow_other", False),
     **_rows("default_permissions", _Row("no", _ignore)),
@@ -234,6 +318,8 @@ def _apply_one(options: MountOptions, part: str) -> None:
     if row.value == "no" and value is not None:
         raise OptionError(f"option {name} takes no value: {part}")
     row.apply(options, name, value)
+    if row.writing:
+        options.for_writing.append(part)
 
 
 def _check_together(options: MountOptions) -> None:
@@ -249,6 +335,4 @@ def parse_options(text: str) -> MountOptions:
     for part in split_options(text):
         _apply_one(options, part)
     _check_together(options)
-    if options.read_only:
-        options.ignored += [n if v is None else f"{n}={v}" for n, v in options.write_options.items()]
     return options

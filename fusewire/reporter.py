@@ -1,4 +1,4 @@
-"""What is logged of errors: corruption and bugs each in their own way, never so often that a bad disk fills logs."""
+"""What is logged of errors, never so often that a bad disk fills logs, and of remounts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from fusewire import log
 from fusewire.ext4.errors import Corrupt, Refused, Unsupported
 from fusewire.ops import NotServed
+from fusewire.session import Session
 from fusewire.wire import ProtocolError
 
 
@@ -40,6 +41,13 @@ class Reporter:
         """Log an error, a bounded number of times in a while."""
         if self._bound(event).passes(fields):
             log.error(event, **fields)
+
+    def remounted(self, session: Session) -> None:
+        """Log how the kernel has the file system mounted now; with a warning, if it believes that we can write."""
+        log.info("remounted", **session.mounted._asdict())
+        if session.read_only and not session.mounted.read_only:
+            log.warning("stays_read_only", remedy="unmount, then mount with -o rw" if session.fs.writing is None
+                        else "unmount, then run e2fsck: an error has turned it read-only")
 
     def _once(self, event: str, key: object, **fields: object) -> None:
         if (event, key) not in self._logged:

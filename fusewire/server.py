@@ -37,6 +37,8 @@ from fusewire.filewrite import DiscardPlan, ReadPlan, WritePlan
 from fusewire.handlers import housekeeping
 from fusewire.onerror import OnError
 from fusewire.ops import Op
+from fusewire.options import DEFAULT_COMMIT_SECONDS
+from fusewire.remount import MountFlags
 from fusewire.reporter import Reporter
 from fusewire.session import Durable, Final, Session, Shutdown, WrittenBack, node_of
 from fusewire.waiting import Starved, Step, Waiter
@@ -44,9 +46,7 @@ from fusewire.wire import Pieces, ProtocolError, Request
 from fusewire.wirelog import WireLog
 from fusewire.workers import Workers
 
-COMMIT_SECONDS = 5      # how long a change may wait until it is durable, if nobody asks
 TICK_SECONDS = 1.0
-BATCH_SHARE = 2         # a batch is sent off when it has this part of what the journal takes
 DRAIN_MOST = 32         # requests per wake-up: one wake-up each costs 1 µs more, more would starve the other events
 WAITING_MOST = 1024     # requests that wait; the kernel sends 64 in the background, the others are a process each
 ATTEMPTS_MOST = 10_000  # runs of one operation; the largest directory of the longest search needs a few hundred
@@ -59,21 +59,18 @@ _GONE = frozenset((errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN, errno.EPERM
 _AGAIN = frozenset((errno.ENOENT, errno.EINTR))    # the request was taken back before it was read
 
 
-def _nothing(_failure: OSError | None) -> None:
-    """Nobody waits for this batch; a failure is logged and turns the file system read-only."""
-
-
 class Server:
     """Serves one session on one fd, a mounted ``/dev/fuse`` or the socket of a test that plays the kernel."""
 
     def __init__(self, fd: int, session: Session, device: BlockDevice, wirelog: WireLog | None = None,
-                 journal: Log | None = None, commit_seconds: int = COMMIT_SECONDS, errors: str = "continue") -> None:
-        """Serve ``session`` on ``fd``; ``journal`` is that of a file system that may be changed, if it has one, and
-        ``errors`` what is to follow when it turns out to be corrupt (``onerror``)."""
+                 journal: Log | None = None, commit_seconds: int = DEFAULT_COMMIT_SECONDS, discard: bool = False,
+                 errors: str = "continue") -> None:
+        """Serve ``session`` on ``fd``; ``journal``, ``commit_seconds`` and ``discard`` are the committer's, if the
+        file system may be changed, and ``errors`` what is to follow when it turns out to be corrupt (``onerror``)."""
         self._fd = fd
         self._session = session
         self._device = device
-        self._rows = ops.table(ops.ROWS, session.read_only)
+        self._choose_rows()
         self._shapes = wire.SHAPES
         self._wirelog = wirelog
         self._workers = Workers()
@@ -86,10 +83,10 @@ class Server:
         self._waiting: dict[int, Waiter] = {}
         self._reading = False
         self._home = 0                      # the loop's thread
-        self._committer = Committer(session.fs, device, journal, self._post) if session.fs.writing else None
+        self._committer = Committer(session.fs, device, journal, self._post, commit_seconds, discard) \
+            if session.fs.writing else None
         self._on_error = OnError(session, errors, self._committer.commit, self._turn_read_only, self.stop) \
             if self._committer is not None else None
-        self._commit_seconds = commit_seconds
         self._plans: set[int] = set()       # READs that threads carry out on a file system that changes
         self._held_back: list[tuple[ClosedBatch, set[int]]] = []    # durable batches, and the READs they wait for
         self._closing = False               # nobody's changes are taken any more
@@ -98,7 +95,6 @@ class Server:
         self._quiet: asyncio.Future[None] | None = None     # told when there are none
         self._last: asyncio.Future[None] | None = None      # the answer to DESTROY
         self._told: set[int] = set()        # inodes that the kernel was told of as outdated since the last tick
-        self._aging, self._age = 0, 0       # the open batch when it was last looked at, and how many seconds ago
         self._report = Reporter(self._found_corrupt)
         self._carriers: dict[type, Callable[[Any, Any], None]] = {
             Plan: self._send_data, WritePlan: self._write_data, ReadPlan: self._read_for, DiscardPlan: self._discard,
@@ -163,7 +159,8 @@ class Server:
 
         def told(_failure: OSError | None) -> None:
             committer.failure = committer.failure or OSError(errno.EIO, "the file system was shut down")
-            self._session.read_only, self._rows = True, ops.shut_table(ops.ROWS)
+            self._session.shut = True
+            self._turn_read_only()
             self._write(reply.reply)
 
         told(None) if reply.at_once else committer.commit(told)
@@ -192,7 +189,23 @@ class Server:
 
     def _turn_read_only(self, _failure: OSError | None = None) -> None:
         self._session.read_only = True
-        self._rows = ops.table(ops.ROWS, True)
+        self._choose_rows()
+
+    def _choose_rows(self) -> None:
+        session = self._session
+        self._rows = ops.shut_table(ops.ROWS) if session.shut \
+            else ops.table(ops.ROWS, session.read_only, session.mounted)
+
+    def remounted(self, mounted: MountFlags) -> None:
+        """The kernel has the file system mounted in another way now (``remount``).  From any thread."""
+        self._post(self._follow, mounted)
+
+    def _follow(self, mounted: MountFlags) -> None:
+        self._session.mounted = mounted
+        self._choose_rows()
+        self._report.remounted(self._session)
+        if self._committer is not None:
+            self._committer.rest(mounted.read_only)
 
     def stop(self) -> None:
         """Have ``serve`` return; requests that wait are left to the kernel, which ends them with the connection."""
@@ -414,10 +427,8 @@ class Server:
         while session.unused:
             number = session.unused.pop()
             self._attempt(None, self._take_step, None, partial(housekeeping.release, session, number))
-        writing = session.fs.writing
-        if committer is not None and writing is not None and committer.is_idle \
-                and len(writing.batch.blocks) * BATCH_SHARE > writing.limits.collected:
-            committer.commit(_nothing)
+        if committer is not None:
+            committer.send_if_large()
 
     def _tell_outdated(self) -> None:
         """Have the kernel ask for attributes anew, of each file once in a second: for whoever appends it is slow."""
@@ -427,18 +438,11 @@ class Server:
             self._session.outdated.discard(number)
 
     def _tick(self) -> None:
-        """Once a second: a batch that is old enough becomes durable."""
-        committer, writing = self._committer, self._session.fs.writing
-        if committer is None or writing is None or self._ended.done():
+        if self._committer is None or self._ended.done():
             return
         self._told.clear()
         self._tell_outdated()
-        if writing.batch.is_empty or writing.batch.number != self._aging:
-            self._aging, self._age = writing.batch.number, 0
-        elif self._age + 1 < self._commit_seconds:
-            self._age += 1
-        else:
-            committer.commit(_nothing)
+        self._committer.tick()
         self._loop.call_later(TICK_SECONDS, self._tick)
 
     # --- File data ----------------------------------------------------------------------------------------------------

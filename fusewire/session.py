@@ -16,6 +16,7 @@ from fusewire.ext4.errors import Refused
 from fusewire.ext4.features import Feature
 from fusewire.ext4.filesystem import Ext4
 from fusewire.ext4.inode import Inode
+from fusewire.remount import AS_USUAL, MountFlags
 from fusewire.wire import Negotiated
 
 ROOT_NODE = 1
@@ -115,19 +116,24 @@ class Session:
         negotiated: what INIT agreed on; None until then.
         asks_open: whether the kernel shall send OPEN: only then can the open of a file without its key fail.
         read_only: whether changes are refused: from the start, or since one could not be made durable.
+        shut: whether every access is refused (EXT4_IOC_SHUTDOWN).
+        mounted: how the kernel has it mounted; with ``read_only`` there, it sends no changes but by IOCTL.
         attributes: reads attributes straight from inode tables, where compiled code is available.
         target: where it is mounted, for the superblock.
         unused: inodes without names that the kernel has forgotten; the server has them freed.
         outdated: inodes whose attributes have changed without the kernel's knowing; the server tells it.
     """
 
-    def __init__(self, fs: Ext4, read_only: bool = True, target: bytes = b"") -> None:
+    def __init__(self, fs: Ext4, read_only: bool = True, target: bytes = b"",
+                 mounted: MountFlags = AS_USUAL) -> None:
         self.target = target
         self.unused: list[int] = []
         self.outdated: set[int] = set()
         self.fs = fs
         self.attributes = accel.Attributes(fs) if accel.AVAILABLE else None
         self.read_only = read_only
+        self.shut = False
+        self.mounted = mounted
         self.lookups = LookupCounts()
         self.negotiated: Negotiated | None = None
         self.asks_open = Feature.ENCRYPT in fs.superblock.features

@@ -58,7 +58,7 @@ class Source:
 def open_source(name: str, options: MountOptions) -> Source:
     """Lock and open a source, for writing if the options say so.  ``Failure`` tells why it cannot be used."""
     path = os.path.realpath(name)
-    write = options.access == "rw"
+    write = options.writes
     try:
         lock = sourcelock.lock_source(path, write=write)
     except loopdev.SourceError as error:
@@ -148,7 +148,7 @@ class _Progress:
 
 def _open(source: Source, options: MountOptions, progress: _Progress) -> Opened:
     driver = _driver(source.device, options)
-    if options.access == "rw":
+    if options.writes:
         return _open_for_writing(source, options, driver, progress)
     notes: list[str] = []
     if driver.fs.superblock.needs_recovery and not options.noload:
@@ -205,8 +205,11 @@ def _driver(device: BlockDevice, options: MountOptions) -> Driver:
     superblock = Superblock.parse(_read_superblock(device, options), device.size_bytes)
     geometry = superblock.geometry
     limit = options.cache_bytes or DEFAULT_CACHE_BYTES
+    options.obey_superblock(superblock.fields["default_mount_opts"])
     fs = Ext4(superblock, BlockCache(geometry.block_bytes, geometry.blocks, limit),
-              Options(noload=True, minixdf=options.minixdf, user_xattr=options.user_xattr, acl=options.acl))
+              Options(noload=True, minixdf=options.minixdf, user_xattr=options.user_xattr, acl=options.acl,
+                      grpid=bool(options.grpid), resuid=options.reserve_uid, resgid=options.reserve_gid,
+                      max_dir_size_kb=options.directory_kib))
     return Driver(device, fs)
 
 

@@ -317,7 +317,7 @@ def finish_orphans(driver: Driver, log: Log | None) -> int:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         settler.commit()
 
-    block, data = driver.run(lambda: mountstate.being_recovered(fs))
+    block, data = driver.run(lambda: mountstate.being_changed(fs))
     driver.device.write(fs.geometry.byte_of(block), [data])
     driver.device.flush()
     for number in found:

@@ -126,7 +126,8 @@ def append(tx: "Transaction", of: Inode) -> tuple[Inode, int]:
     size = geometry.byte_of(file_block + 1)
     if geometry.within_block(of.size) or iomap.find(tx, of, file_block).start is not None:
         raise Corrupt(Check.DIRECTORY_SIZE, inode=of.number, size=of.size)
-    if file_block >= MAX_BLOCKS or (size > MAX_BYTES and not tx.has_large_dir):
+    limit = tx.options.max_dir_size_kb
+    if file_block >= MAX_BLOCKS or (size > MAX_BYTES and not tx.has_large_dir) or 0 < limit <= of.size >> 10:
         raise Refused(errno.ENOSPC)
     of, run = mapping.allocate(tx, of, file_block, 1, unwritten=False)
     assert run.start is not None

@@ -22,12 +22,16 @@ WAITING_SEARCHES = 1024
 
 
 class Options(NamedTuple):
-    """How a file system is to be read; the names are ext4(5)'s."""
+    """How a file system is to be read and changed; the names are ext4(5)'s."""
 
     noload: bool = False        # read it as it stands although its journal holds more
     minixdf: bool = False       # statfs counts the overhead as blocks of the file system
     user_xattr: bool = True
     acl: bool = True
+    grpid: bool = False         # new files get the group of their directory
+    resuid: int | None = None   # the user, and the group, who may use the reserved blocks; None: as the superblock says
+    resgid: int | None = None
+    max_dir_size_kb: int = 0    # a directory of so many KiB gets no further block; 0: no limit
 
 
 class Ext4:

@@ -25,8 +25,8 @@ def in_use(fs: "Ext4", now_seconds: int, target: bytes) -> tuple[int, bytes]:
         "mnt_count": min(superstore.get(fs, "mnt_count") + 1, MOST_MOUNTS), **_unfinished(fs)})
 
 
-def being_recovered(fs: "Ext4") -> tuple[int, bytes]:
-    """(block, bytes) of the superblock of a file system that is changed before it is mounted."""
+def being_changed(fs: "Ext4") -> tuple[int, bytes]:
+    """(block, bytes) of the superblock of a file system that is to be changed, but not newly mounted."""
     return _stored(fs, _unfinished(fs))
 
 

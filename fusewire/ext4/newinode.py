@@ -56,10 +56,10 @@ def make(tx: "Transaction", parent: Inode, mode: int, caller: Caller, **fields: 
     Raises ``Refused(ENOSPC)``: no inode is left, or no block for the attributes that it inherits.
     """
     kind, directory = stat.S_IFMT(mode), stat.S_ISDIR(mode)
-    gid = caller.gid
-    if parent.mode & stat.S_ISGID:
-        gid = parent.gid
-        mode |= stat.S_ISGID if directory else 0
+    by_directory = parent.mode & stat.S_ISGID
+    gid = parent.gid if by_directory or tx.options.grpid else caller.gid
+    if by_directory and directory and not tx.options.grpid:
+        mode |= stat.S_ISGID
     inherits_project = tx.has_project and parent.flags & FLAG_PROJINHERIT
     number = inodealloc.allocate(tx, parent, directory)
     made = inodestore.create(tx, number, mode, **{

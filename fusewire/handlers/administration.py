@@ -87,5 +87,5 @@ def shut_down(session: Session, request: Request) -> Shutdown:
 def _check_root(session: Session, request: Request) -> None:
     if request.uid != ROOT_USER:
         raise Refused(errno.EPERM)
-    if session.read_only:
+    if session.read_only or session.mounted.read_only:
         raise Refused(errno.EROFS)

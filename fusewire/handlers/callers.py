@@ -1,4 +1,7 @@
-"""Who asks for a change: whether they may use the blocks that are reserved (tune2fs -m, -u, -g)."""
+"""Who asks for a change: whether they may use the blocks that are reserved.
+
+Sources: tune2fs(8), -m, -u, -g; ext4(5), resuid, resgid.
+"""
 
 from fusewire import uapi
 from fusewire.ext4 import setattr
@@ -17,10 +20,13 @@ def transaction(session: Session, request: Request) -> Transaction:
 
 
 def may_use_reserve(session: Session, uid: int, gid: int) -> bool:
-    """Root, and the user and the group that the superblock names, unless those are root's."""
-    fields = session.fs.superblock.fields
-    user = fields["def_resuid"] | fields["def_resuid_hi"] << 16
-    group = fields["def_resgid"] | fields["def_resgid_hi"] << 16
+    """Root, and the user and the group that an option or the superblock names, unless those are root's."""
+    fields, options = session.fs.superblock.fields, session.fs.options
+    user, group = options.resuid, options.resgid
+    if user is None:
+        user = fields["def_resuid"] | fields["def_resuid_hi"] << 16
+    if group is None:
+        group = fields["def_resgid"] | fields["def_resgid_hi"] << 16
     return uid in (ROOT_USER, user) or (group != ROOT_USER and gid == group)
 
 

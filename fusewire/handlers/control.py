@@ -143,7 +143,7 @@ def ioctl(session: Session, request: Request) -> Pieces | DiscardPlan | Shutdown
 
 
 def _change(session: Session, request: Request, change: Callable[[Transaction, Request, Inode, bytes], None]) -> None:
-    if session.read_only:
+    if session.read_only or session.mounted.read_only:
         raise Refused(errno.EROFS)
     value = bytes(request.payload or b"")
     with callers.transaction(session, request) as tx:

@@ -47,11 +47,13 @@ class Machine:
     """
 
     def __init__(self, recorder: Recorder, head: int | None = None, sequence: int | None = None,
-                 limit: int | None = None) -> None:
+                 limit: int | None = None, discard: bool = False, commit_seconds: int = 5) -> None:
         """
         Args:
             head, sequence: where in its log the journal's next transaction goes, and its number; by default as on disk.
             limit: blocks of a batch; by default as many as the journal takes.
+            discard: what is freed becomes unreadable once that is durable.
+            commit_seconds: after how many ticks a batch is sent off.
         """
         self.device = recorder
         self.fs = Ext4(Superblock.parse(recorder.read(1024, 1024), recorder.size_bytes), None, Options(noload=True))
@@ -61,7 +63,8 @@ class Machine:
         self.run(orphan.recall, self.fs)
         self.writing = self.fs.writing
         assert self.writing is not None
-        self.committer = Committer(self.fs, recorder, self.log, self._post)  # type: ignore[arg-type]
+        self.committer = Committer(self.fs, recorder, self.log, self._post,  # type: ignore[arg-type]
+                                   commit_seconds, discard)
         self.snapshot: Callable[[], Any] = lambda: None
         self.closed: dict[int, tuple[Any, int]] = {}
         self.asked: list[int] = []
@@ -166,6 +169,11 @@ class Machine:
         """Until nothing is on its way."""
         while self.step():
             pass
+
+    def rest(self, resting: bool) -> None:
+        """The file system is remounted read-only, or for writing."""
+        self.committer.rest(resting)
+        self._note_closed()
 
     def finish(self) -> None:
         """Put the file system away; no file is ``due`` any more.  Raises OSError."""

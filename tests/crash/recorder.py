@@ -22,6 +22,7 @@ from fusewire.blockdev import Buffer
 
 SECTOR = 512
 SUPERBLOCK_SECTORS = (2, 3)
+DISCARDED = b"\xddGONE"
 _SUPERBLOCK_AT, _SUPERBLOCK_END = 1024, 2048
 
 
@@ -122,6 +123,13 @@ class Recorder:
             self.failed_at = len(self.events)
             raise OSError(fault.number, "injected")
         self.events.append(Flush())
+
+    def discard(self, offset: int, length: int) -> None:
+        """Whoever still needs what was there finds something else."""
+        fault = self._call()
+        if fault is not None:
+            raise OSError(fault.number, "injected")
+        self._put(offset, (DISCARDED * (length // len(DISCARDED) + 1))[:length])
 
     def _call(self) -> Fault | None:
         if self.before_call is not None:

@@ -70,7 +70,8 @@ class Recording:
             image, place = _crashed(name, seed, chance), (None, None)
             root = nodes_of_image(image)
         self.recorder = Recorder(image)
-        self.machine = machine = Machine(self.recorder, *place, chance.choice((None, None, 40)))
+        self.machine = machine = Machine(self.recorder, *place, chance.choice((None, None, 40)),
+                                         chance.random() < 0.5)
         self.workload = Workload(machine, chance, root)
         first = Snapshot(self.workload.root)
         leisure, share = (0.05, batchwriter.CHECKPOINT_SHARE) if chance.random() < 0.5 else (0.0, FULL_LOG)

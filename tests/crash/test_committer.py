@@ -5,21 +5,24 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable, Iterator
+from unittest.mock import Mock
 
 import pytest
 
 from fusewire import batchwriter as subject
 from fusewire.batchwriter import Log, limits
 from fusewire.committer import Committer
-from fusewire.ext4 import commit, inodestore
+from fusewire.ext4 import alloc, commit, inodestore, mountstate
 from fusewire.ext4.errors import Refused
 from fusewire.ext4.journal import JournalWriter
-from fusewire.ext4.journalsuper import Checksums
+from fusewire.ext4.journalsuper import Checksums, JournalSuperblock
+from fusewire.ext4.superblock import Superblock
 from fusewire.ext4.transaction import Transaction
 from fusewire.ext4.units import ROOT_INODE
 from tests.crash.bases import base
 from tests.crash.machine import Machine
 from tests.crash.recorder import Fault, Flush, Recorder, Write
+from tests.crash.sweep import e2fsck, image_file
 from tests.journals import MemoryJournal
 
 Told = list[OSError | None]
@@ -398,6 +401,130 @@ def test_after_a_failure_the_file_system_is_not_marked_clean(machine: Machine) -
     with pytest.raises(OSError, match="injected"):
         machine.committer.finish((1, bytes(1024)))
     assert len(machine.device.events) == events
+
+
+# ---- at rest -------------------------------------------------------------------------------------------------------
+
+def marks(machine: Machine) -> tuple[bool, bool]:
+    """Whether the device says that the journal may hold something, and what it holds."""
+    image = bytes(machine.device.data)
+    log = machine.log
+    assert log is not None
+    size = machine.fs.geometry.block_bytes
+    at = log.file.place(0) * size
+    fields = Superblock.parse(image[1024:2048], len(image))
+    return fields.needs_recovery, bool(JournalSuperblock.parse(image[at:at + size], size, log.file.blocks).start)
+
+
+def test_at_rest_the_device_is_clean_and_the_next_change_is_announced_first(machine: Machine) -> None:
+    touch(machine)
+    machine.rest(True)
+    machine.settle()
+    assert marks(machine) == (False, False)
+    with image_file(machine.device.data) as path:
+        assert e2fsck("-fn", path).returncode == 0
+    for _ in range(2):      # the second time nothing is left to do
+        events = len(machine.device.events)
+        machine.committer.rest(False)
+        assert len(machine.device.events) == events
+    touch(machine)
+    machine.ask()
+    machine.step()
+    machine.step()
+    first, second = machine.device.events[events:events + 2]
+    assert isinstance(first, Write) and first.offset == 1024 and isinstance(second, Flush)
+    machine.settle()
+    assert marks(machine) == (True, True)
+
+
+def test_what_is_changed_at_rest_is_followed_by_rest(machine: Machine) -> None:
+    """The kernel may still forget inodes, which are freed then."""
+    machine.rest(True)
+    machine.settle()
+    for _ in range(2):
+        touch(machine)
+        machine.committer.tick()    # sees it
+        machine.committer.tick()
+        machine.settle()
+        assert marks(machine) == (False, False)
+        assert not machine.fs.writing.batch.blocks  # type: ignore[union-attr]
+    machine.committer.finish(mountstate.put_away(machine.fs, 5))
+    assert marks(machine) == (False, False)
+
+
+def test_a_file_system_that_cannot_be_marked_turns_read_only(machine: Machine) -> None:
+    failed: list[OSError] = []
+    machine.committer.on_failure = failed.append
+    machine.device.faults = dict.fromkeys(range(machine.device.calls, machine.device.calls + 100), Fault(errno.EIO))
+    machine.rest(True)
+    machine.settle()
+    assert len(failed) == 1 and machine.committer.failure is failed[0]
+
+
+# ---- options -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("seconds", [1, 3, 5])
+def test_a_change_becomes_durable_after_so_many_seconds(seconds: int) -> None:
+    machine = Machine(Recorder(base("v3-64")), commit_seconds=seconds)
+    machine.start()
+    try:
+        touch(machine)
+        for _ in range(seconds):
+            machine.committer.tick()
+            assert machine.committer.is_idle
+        machine.committer.tick()
+        assert not machine.committer.is_idle
+        machine.settle()
+        assert machine.writing is not None and machine.writing.batch.is_empty
+    finally:
+        machine.stop()
+
+
+def free_some(machine: Machine) -> list[tuple[int, int]]:
+    """Make and remove a file with two runs of blocks; the freed ranges of the device."""
+    taken: list[tuple[int, int]] = []
+
+    def take(tx: Transaction) -> None:
+        taken.clear()
+        for goal, count in ((3000, 8), (3100, 4), (3008, 8)):
+            taken.append(alloc.allocate(tx, goal, count))
+
+    machine.change(take)
+    machine.sync()
+    machine.change(lambda tx: [alloc.free(tx, *run) for run in taken])
+    size = machine.fs.geometry.block_bytes
+    assert [run[1] for run in taken] == [8, 4, 8] and taken[0][0] + 8 == taken[2][0], "the test chose bad places"
+    return [(taken[0][0] * size, 16 * size), (taken[1][0] * size, 4 * size)]
+
+
+@pytest.mark.parametrize("name", ["v3-64", "no-journal"])
+def test_what_a_batch_freed_is_discarded_when_it_is_durable(name: str) -> None:
+    machine = Machine(Recorder(base(name)), discard=True)
+    machine.start()
+    try:
+        ranges = free_some(machine)
+        assert machine.writing is not None and machine.writing.held.count == 20
+        machine.sync()
+        assert machine.writing.held.count == 0
+        events = machine.device.events
+        last = max(index for index, event in enumerate(events) if isinstance(event, Flush))
+        assert [(event.offset, len(event.data)) for event in events[last + 1:] if isinstance(event, Write)] \
+            == sorted(ranges)
+    finally:
+        machine.stop()
+
+
+def test_a_device_that_does_not_discard_is_not_asked_again() -> None:
+    machine = Machine(Recorder(base("v3-64")), discard=True)
+    machine.start()
+    try:
+        for _ in range(2):
+            asked = machine.device.discard = Mock(side_effect=Refused(errno.EOPNOTSUPP))  # type: ignore[method-assign]
+            free_some(machine)
+            machine.sync()
+        assert not asked.called and machine.committer.failure is None
+    finally:
+        machine.stop()
 
 
 def test_a_log_that_holds_something_is_refused(machine: Machine) -> None:

@@ -44,7 +44,8 @@ class Workload:
         self.kinds: list[tuple[Callable[[], None], int]] = [
             (self.create, 8), (self.mkdir, 3), (self.symlink, 3), (self.link, 3), (self.unlink, 5), (self.rmdir, 2),
             (self.rename, 6), (self.append, 10), (self.overwrite, 5), (self.write_far, 3), (self.truncate, 5),
-            (self.set_xattr, 5), (self.chmod, 3), (self.tmpfile, 1), (self.crowd, 1), (self.replace, 3)]
+            (self.set_xattr, 5), (self.chmod, 3), (self.tmpfile, 1), (self.crowd, 1), (self.replace, 3),
+            (self.remount, 1)]
         self.has_extents = Feature.EXTENTS in machine.fs.superblock.features
         if self.has_extents:
             self.kinds += [(self.reserve, 3), (self.punch, 4), (self.zero, 2)]
@@ -94,6 +95,14 @@ class Workload:
         self.machine.sync()
         self.clear_due()
         self.machine.finish()
+
+    def remount(self) -> None:
+        """Read-only and, perhaps when everything for that is done, for writing again."""
+        self.machine.rest(True)
+        if self.chance.random() < 0.5:
+            self.machine.settle()
+        self.breathe()
+        self.machine.rest(False)
 
     # ---- choosing
 

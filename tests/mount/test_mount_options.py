@@ -24,6 +24,7 @@ def test_everything_said() -> None:
         | options.MS_NOSYMFOLLOW,
         access="ro", noload=True, errors="remount-ro", minixdf=True, user_xattr=False, acl=False, superblock=32768,
         allow_other=True, loop=False, offset_bytes=1 << 20, sizelimit_bytes=1 << 30, cache_bytes=64 << 20,
+        ignored=["lazytime"],
     )
 
 
@@ -48,15 +49,40 @@ def test_what_belongs_to_fstab_is_ignored() -> None:
 
 
 def test_options_that_concern_writing() -> None:
-    parsed = parse_options("data=ordered,commit=30,barrier,nodelalloc,ro")
-    assert parsed.write_options == {"data": "ordered", "commit": "30", "barrier": None, "nodelalloc": None}
-    assert parsed.notes() == [
-        f"option {text} has no effect here" for text in ("data=ordered", "commit=30", "barrier", "nodelalloc")
-    ]
-    assert parse_options("data=ordered,rw").notes() == []
-    assert parse_options("nombcache,dax=never").notes() == [
+    text = "data=ordered,commit=30,barrier,nodelalloc,resuid=5,resgid=6,grpid,discard,max_dir_size_kb=7"
+    parsed = parse_options(f"{text},rw")
+    assert (parsed.commit_seconds, parsed.barrier, parsed.discard, parsed.grpid) == (30, True, True, True)
+    assert (parsed.reserve_uid, parsed.reserve_gid, parsed.directory_kib) == (5, 6, 7)
+    assert parsed.notes() == ["option nodelalloc has no effect here"]
+    assert sorted(parse_options(f"{text},ro").notes()) == sorted(
+        f"option {part} has no effect here" for part in text.split(","))
+    assert parse_options("nombcache,dax=never,rw").notes() == [
         "option nombcache has no effect here", "option dax=never has no effect here"
     ]
+    assert parse_options("rw,commit=0").commit_seconds == 5
+
+
+def test_what_has_to_be_said_of_options() -> None:
+    assert parse_options("").notes() == ["mounted read-only; -o rw mounts for writing"]
+    for text in ("ro", "rw", "rw,nobarrier,barrier=1", "rw,data=ordered"):
+        assert parse_options(text).notes() == []
+    assert "a power cut may lose what was fsynced" in parse_options("rw,barrier=0").notes()[0]
+    assert len(parse_options("rw,data=writeback,data=writeback").notes()) == 1
+    assert parse_options("rw,data=writeback,data=ordered").notes() == []
+
+
+def test_the_superblock_has_a_say_where_nothing_was_said() -> None:
+    for text, defaults, expected in (
+        ("rw", 0, (False, False, True)), ("rw", 0x502, (True, True, False)),
+        ("rw,nogrpid,nodiscard,barrier", 0x502, (False, False, True)),
+        ("rw,grpid,discard,nobarrier", 0, (True, True, False)),
+    ):
+        parsed = parse_options(text)
+        parsed.obey_superblock(defaults)
+        assert (parsed.grpid, parsed.discard, parsed.barrier) == expected
+    journaled = parse_options("rw")
+    journaled.obey_superblock(0x20)
+    assert journaled.notes() == ["option data=journal (the superblock's default) has no effect here"]
 
 
 def test_quoted_values_may_hold_commas() -> None:
@@ -70,6 +96,12 @@ def test_quoted_values_may_hold_commas() -> None:
         ("ro,bogus", "unknown option: bogus"),
         ("bogus=1", "unknown option: bogus"),
         ("RO", "unknown option: RO"),
+        ("data=journal", "option data=journal: file data are not written through the journal here; use data=ordered"),
+        ("rw,data=both", "option data=both: must be ordered or writeback"),
+        ("rw,journal_dev=0x801", "option journal_dev: a journal on another device cannot be used here"),
+        ("rw,barrier=2", "option barrier=2: must be 0 or 1"),
+        ("rw,commit=-1", "option commit=-1: must be a number from 0 to 2147483647"),
+        ("rw,resuid=root", "option resuid=root: must be a number from 0 to 4294967295"),
         ("errors", "option errors needs a value: errors=…"),
         ("errors=", "option errors needs a value: errors=…"),
         ("errors=panics", "option errors=panics: must be continue, remount-ro or panic"),

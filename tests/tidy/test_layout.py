@@ -33,7 +33,7 @@ LAYERS = (
     ("paths",),
     ("kernel", "unmount"),
     ("mount",),
-    ("fusermount", "runtime", "sourcelock", "partition", "bdi"),
+    ("fusermount", "remount", "runtime", "sourcelock", "partition", "bdi"),
     ("blockdev", "loopdev", "mountapi", "mountrequest", "mountinfo"),
     ("arguments", "options", "ioctl"),
     ("accel", "log"),
