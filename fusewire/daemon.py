@@ -35,10 +35,16 @@ from fusewire.wirelog import WireLog
 
 DESCRIPTION = "Mount an ext4 file system, on a device or in an image file, and serve it in the background."
 EPILOG = """\
-options, separated by commas: those of mount(8) and ext4(5), and
+options, separated by commas: those of mount(8) and ext4(5), among them
   ro                read-only (the default)
   rw                for writing, through the journal (young: have a backup)
   noload            show the file system as it stands, its journal not replayed (with ro)
+  commit=SECONDS    how long a change may wait until it is durable (5)
+  sync, dirsync     every change, or every change of names, is durable before its call returns
+  nobarrier         do not flush the device's cache: a power cut may damage the file system
+  discard           tell the device what became free
+  grpid, resuid=UID, resgid=GID, max_dir_size_kb=N, errors=…    as with the kernel's ext4
+and those of fusewire
   part=N            the file system is in partition N of SOURCE, a whole disk
   offset=BYTES      … or begins at a byte (512 B, 1M …); sizelimit=BYTES where it ends
   noloop            do not put an image behind a loop device
@@ -277,7 +283,8 @@ async def _serve_mounted(settings: Settings, source: Source, server: Server, mou
 
 def _settle(settings: Settings, source: Source) -> None:
     """What can wait until the first requests are answered: their answers must not wait for large imports."""
-    log.info("mounted", source=settings.source, target=settings.target, version=__version__)
+    access = "for writing" if settings.options.writes else "read-only (-o rw mounts for writing)"
+    log.info("mounted", source=settings.source, target=settings.target, access=access, version=__version__)
     if source.is_device:
         uevents.watch(source.device)
 

@@ -280,6 +280,7 @@ _TABLE: dict[str, _Row] = {
             "journal_async_commit i_version journal_update dioread_lock dioread_nolock", _Row("no", _note)),
     **_rows("nombcache no_mbcache oldalloc orlov nobh bh nocheck block_validity noblock_validity debug warn_on_error "
             "nowarn_on_error prefetch_block_bitmaps no_prefetch_block_bitmaps inlinecrypt", _Row("no", _note)),
+    "remount": _Row("no", _refuse("that is for mount(8): mount -o remount,… TARGET (mount -i for a plain fuse mount)")),
     # FUSE, as people who use other FUSE file systems write them
     "allow_other": _set("allow_other", True), "noallow_other": _set("allow_other", False),
     **_rows("default_permissions", _Row("no", _ignore)),

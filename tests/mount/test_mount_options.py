@@ -99,6 +99,8 @@ def test_quoted_values_may_hold_commas() -> None:
         ("data=journal", "option data=journal: file data are not written through the journal here; use data=ordered"),
         ("rw,data=both", "option data=both: must be ordered or writeback"),
         ("rw,journal_dev=0x801", "option journal_dev: a journal on another device cannot be used here"),
+        ("remount,rw",
+         "option remount: that is for mount(8): mount -o remount,… TARGET (mount -i for a plain fuse mount)"),
         ("rw,barrier=2", "option barrier=2: must be 0 or 1"),
         ("rw,commit=-1", "option commit=-1: must be a number from 0 to 2147483647"),
         ("rw,resuid=root", "option resuid=root: must be a number from 0 to 4294967295"),
