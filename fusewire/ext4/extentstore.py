@@ -68,14 +68,13 @@ def convert(tx: "Transaction", inode: Inode, first: int, end: int, *, unwritten:
 def unmap(tx: "Transaction", inode: Inode, first: int, end: int, budget: int) -> tuple[Inode, bool]:
     """Free the blocks of file blocks [first, end), from the end on, about ``budget`` extents in this transaction.
 
-    Returns the inode and whether all is done.
+    An extent counts once for each group that it is as long as.  Returns the inode and whether all is done.
     """
     while budget > 0:
         path = path_to(tx, inode, end - 1)
         old = _runs(path[-1].node)
-        inside = [run.file_block for run in old if run.file_block < end][-budget:]
-        lowest = max([first, _first_of(path), *inside[:1]])
-        budget -= max(len(inside), 1)
+        lowest, cost = _share(tx, old, max(first, _first_of(path)), end, budget)
+        budget -= cost
         kept = [part for run in old for part in _cut(run, lowest, end)]
         if kept != old:
             freed = sum(_free_cut(tx, run, lowest, end) for run in old)
@@ -85,6 +84,18 @@ def unmap(tx: "Transaction", inode: Inode, first: int, end: int, budget: int) ->
             return inode, True
         end = lowest
     return inode, False
+
+
+def _share(tx: "Transaction", runs: list[Run], first: int, end: int, budget: int) -> tuple[int, int]:
+    """How far down file blocks [first, end) of a leaf can be freed for so much, and what that costs."""
+    per_group, spent = tx.geometry.blocks_per_group, 0
+    for run in reversed(runs):
+        low, high = max(run.file_block, first), min(run.file_block + run.length, end)
+        cost = -(-(high - low) // per_group)
+        if cost > budget - spent:
+            return high - (budget - spent) * per_group, budget
+        spent += max(cost, 0)
+    return first, max(spent, 1)
 
 
 def empty_root() -> bytes:

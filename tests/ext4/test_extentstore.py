@@ -416,3 +416,21 @@ def test_a_full_disk_leaves_the_tree_as_it_was() -> None:
 
 def stop(_of: Inode, _tx: Transaction) -> None:
     raise Refused(errno.ENOSPC)
+
+
+def test_long_extents_over_small_groups_are_freed_in_steps() -> None:
+    """One extent may lie in 128 groups, each with a bitmap: sixteen of them would be more than a journal takes."""
+    path = image("-t ext4 -b 1024 -g 256 -G 1024 -O ^has_journal,^resize_inode -N 64 -m 0", 96 << 10)
+    with Writer(path) as writer:
+        subject = Subject(writer)
+        number, at = subject.numbers[0], 0
+        while at < 70_000:
+            subject.allocate(number, at, MAX_WRITTEN, unwritten=False)
+            at = max(subject.models[number]) + 1
+        assert len(runs_of(writer, number)) < 12
+        subject.most_edited, steps = 0, 1
+        while not subject.change(partial(mapping.unmap, first=0, end=at), number)[1]:
+            steps += 1
+        assert steps > 10 and subject.most_edited < 60
+        assert not runs_of(writer, number)
+        writer.check()
