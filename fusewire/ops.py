@@ -55,7 +55,6 @@ class Op(NamedTuple):
         replies: whether the kernel waits for a reply.
         changes: whether the operation changes the file system.
         names: whether it changes names.
-        waits: whether the reply has to wait until the operation's batch is durable.
     """
 
     opcode: int
@@ -63,7 +62,6 @@ class Op(NamedTuple):
     replies: bool = True
     changes: bool = False
     names: bool = False
-    waits: bool = False
 
 
 UNKNOWN = Op(0)     # the row of every opcode that has none
@@ -94,7 +92,7 @@ ROWS = (
     Op(uapi.FUSE_WRITE, writing.write, changes=True),
     Op(uapi.FUSE_STATFS, attributes.statfs),
     Op(uapi.FUSE_RELEASE, files.release),
-    Op(uapi.FUSE_FSYNC, files.fsync, waits=True),
+    Op(uapi.FUSE_FSYNC, files.fsync),
     Op(uapi.FUSE_SETXATTR, changing.setxattr, changes=True),
     Op(uapi.FUSE_GETXATTR, xattrs.getxattr),
     Op(uapi.FUSE_LISTXATTR, xattrs.listxattr),
@@ -104,7 +102,7 @@ ROWS = (
     Op(uapi.FUSE_OPENDIR, directories.opendir),
     Op(uapi.FUSE_READDIR, directories.readdir),
     Op(uapi.FUSE_RELEASEDIR, files.release),
-    Op(uapi.FUSE_FSYNCDIR, files.fsync, waits=True),
+    Op(uapi.FUSE_FSYNCDIR, files.fsync),
     Op(uapi.FUSE_GETLK),
     Op(uapi.FUSE_SETLK),
     Op(uapi.FUSE_SETLKW),
@@ -112,7 +110,7 @@ ROWS = (
     Op(uapi.FUSE_CREATE, creating.create, changes=True, names=True),
     Op(uapi.FUSE_INTERRUPT, connection.never_again),
     Op(uapi.FUSE_BMAP, files.bmap),
-    Op(uapi.FUSE_DESTROY, connection.destroy, waits=True),
+    Op(uapi.FUSE_DESTROY, connection.destroy),
     Op(uapi.FUSE_IOCTL, control.ioctl),
     Op(uapi.FUSE_POLL, connection.never_again),
     Op(uapi.FUSE_NOTIFY_REPLY, connection.ignore, replies=False),
@@ -124,7 +122,7 @@ ROWS = (
     Op(uapi.FUSE_COPY_FILE_RANGE, copying.copy_file_range, changes=True),
     Op(uapi.FUSE_SETUPMAPPING),
     Op(uapi.FUSE_REMOVEMAPPING),
-    Op(uapi.FUSE_SYNCFS, connection.syncfs, waits=True),
+    Op(uapi.FUSE_SYNCFS, connection.syncfs),
     Op(uapi.FUSE_TMPFILE, creating.tmpfile, changes=True, names=True),
     Op(uapi.FUSE_STATX, attributes.statx),
     Op(uapi.FUSE_COPY_FILE_RANGE_64, copying.copy_file_range, changes=True),

@@ -107,7 +107,8 @@ class Disk:
         superblock = Superblock.parse(bytes(raw), os.fstat(self.descriptor).st_size)
         cache = blocks.BlockCache(superblock.geometry.block_bytes, superblock.geometry.blocks, 64 << 20)
         if overlay is not None:
-            overlay.overlay(cache)
+            for block, data in overlay.blocks():
+                cache.pin(block, blocks.CachedBlock(data))
         return Ext4(superblock, cache, Options(noload=True))
 
     def replayed(self, replay: Replay) -> Ext4:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import checksum, group
+from . import checksum, group, statfs
 from .errors import Check, Corrupt, Refused
 from .features import Feature
 from .group import BLOCK_UNINIT
@@ -24,8 +24,6 @@ from .transaction import CommitFirst
 if TYPE_CHECKING:
     from .transaction import EditedBlock, Transaction
 
-RESERVED_CLUSTERS_MOST = 4096   # what the kernel keeps back so that writing back never runs out of blocks
-RESERVED_SHARE = 50
 BITMAPS_AHEAD = 16              # of groups that follow, where they lie together on disk as with flex_bg
 MOST_BITMAPS = 8                # that are searched for a longer run once there is one
 MOST_FLEX_GROUPS = 256          # looked at for metadata of one in another; mke2fs makes 16
@@ -46,7 +44,7 @@ def allocate(tx: "Transaction", goal: int, count: int, *, reserve: bool = False,
 
     Args:
         reserve: for what must not fail, because the data that it is about are there already: the blocks that nobody
-            gets otherwise (``reserved_clusters``, and those of root) may be used.
+            gets otherwise (``statfs.reserved_clusters``, and those of root) may be used.
         owner: the file that they are for, which has its window.
         ahead: blocks behind them that shall be left to the owner, to be asked for next.
 
@@ -97,19 +95,12 @@ def _available(tx: "Transaction", reserve: bool) -> int:
     left = writing.free_clusters - tx.clusters_taken
     kept = 0
     if not reserve:
-        kept = reserved_clusters(tx)
+        kept = statfs.reserved_clusters(tx)
         if not tx.privileged:
             kept += tx.superblock.fields["r_blocks_count"] // tx.geometry.cluster_blocks
     if left - kept < 1:
         raise Refused(errno.ENOSPC)
     return left - kept
-
-
-def reserved_clusters(tx: "Transaction") -> int:
-    """Clusters that nobody gets by asking, as in the kernel: 2 % of the file system, 4096 at most."""
-    if Feature.EXTENTS not in tx.superblock.features:
-        return 0
-    return min(tx.geometry.blocks // tx.geometry.cluster_blocks // RESERVED_SHARE, RESERVED_CLUSTERS_MOST)
 
 
 # ---- searching -----------------------------------------------------------------------------------------------------

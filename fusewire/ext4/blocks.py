@@ -133,11 +133,6 @@ class BlockCache:
         for generation in (self._pinned, self._young, self._old):
             generation.pop(block, None)
 
-    @property
-    def pinned_count(self) -> int:
-        """Blocks that are newer than the disk."""
-        return len(self._pinned)
-
     def _entry_of_old_generation(self, block: int) -> CachedBlock:
         found = self._pinned.get(block)
         if found is not None:

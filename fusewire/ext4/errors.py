@@ -60,6 +60,10 @@ class Check(Enum):
     EXTENT_CHECKSUM = "extent block checksum does not match"
     EXTENT_RANGE = "extent points outside the file system"
     BLOCKMAP_RANGE = "block map points outside the file system"
+    # Orphans
+    ORPHAN_LIST = "list of orphans leads astray"
+    ORPHAN_FILE = "orphan file is malformed"
+    ORPHAN_CHECKSUM = "checksum of a block of the orphan file does not match"
     # Directories
     DIRENT_LENGTH = "directory entry has a bad record length"
     DIRENT_NAME = "directory entry has a bad name"

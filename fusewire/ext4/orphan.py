@@ -9,12 +9,13 @@ I1  ``Writing.orphans`` has every orphan as key.  Its value is a hint to where i
 I2  Hints are compared with the disk before they are used; a wrong one costs a search.
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from . import checksum, inode, inodestore, iomap, layout, superstore
 from .batch import Writing
+from .blocks import BlockMiss
 from .errors import Check, Corrupt
 from .features import Feature
 from .inode import Inode
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 MAGIC = 0x0B10CA04
 TAIL_BYTES = 8
 WORD_BYTES = 4
+MOST_LISTED = 1 << 20       # more files than a system has open
 MAX_FILE_BLOCKS = 512       # the kernel refuses a longer orphan file
 _DTIME_AT = layout.INODE.offsets["dtime"]
 _FREE = bytes(WORD_BYTES)
@@ -51,7 +53,7 @@ def add(tx: "Transaction", number: int, **fields: Any) -> Inode:
 def remove(tx: "Transaction", number: int, **fields: Any) -> Inode:
     """An inode is no orphan any more; ``fields`` are stored as by ``inodestore.change``.  It as it is then.
 
-    Raises ``Corrupt(INODE_NUMBER)`` if it is not noted where it should be.
+    Raises ``Corrupt(ORPHAN_LIST)`` if it is not noted where it should be.
     """
     hint = _writing(tx).orphans.get(number)
     if hint is not None and hint < 0:
@@ -61,7 +63,7 @@ def remove(tx: "Transaction", number: int, **fields: Any) -> Inode:
         listed = not _leave_file(tx, number, hint)
         gone = not listed or _unlink(tx, number, 0)
     if not gone:
-        raise Corrupt(Check.INODE_NUMBER, orphan=number, noted=False)
+        raise Corrupt(Check.ORPHAN_LIST, orphan=number, noted=False)
     tx.after_commit(partial(_forget, _writing(tx).orphans, number))
     _mark(tx, number, False)
     return _changed(tx, number, {"dtime": 0, **fields} if listed else fields)
@@ -79,41 +81,33 @@ def contains(tx: "Transaction", number: int) -> bool:
 
 
 def numbers(fs: "Ext4") -> list[int]:
-    """All orphans that the disk knows: those on the list, newest first, then those in the orphan file.
+    """All orphans that the disk knows, of a file system that nobody changes: those on the list, newest first, then
+    those in the orphan file.
 
-    Raises ``Corrupt``: INODE_NUMBER for a list that leaves the file system or goes in a circle, INODE_CHECKSUM for a
-    bad block of the orphan file.
+    Raises ``Corrupt``: ORPHAN_LIST, ORPHAN_FILE, ORPHAN_CHECKSUM.
     """
-    return list(dict.fromkeys([*_list(fs), *(number for number, _ in _slots(fs))]))
+    return list(_noted(fs))
 
 
 def recall(fs: "Ext4") -> list[int]:
     """As ``numbers``; they are also remembered as what ``contains`` knows, for a file system just made writable."""
-    found = numbers(fs)
     known = _writing(fs).orphans
     known.clear()
-    newer = 0
-    for number in _list(fs):
-        known[number] = -1 - newer
-        newer = number
-    for number, slot in _slots(fs):
-        known.setdefault(number, slot)
-    return found
+    known.update(_noted(fs))
+    return list(known)
 
 
-def set_present(tx: "Transaction", present: bool) -> None:
-    """Say in the superblock whether the orphan file may hold anything: yes while mounted for writing, and after that
-    if it is so."""
-    if Feature.ORPHAN_FILE not in tx.superblock.features:
-        return
-    mask = Feature.ORPHAN_PRESENT.mask
-    flags = superstore.get(tx, "feature_ro_compat")
-    superstore.change(tx, feature_ro_compat=flags | mask if present else flags & ~mask)
-
-
-def file_is_empty(fs: "Ext4") -> bool:
-    """Whether no orphan is noted in the orphan file."""
-    return next(_slots(fs), None) is None
+def _noted(fs: "Ext4") -> dict[int, int]:
+    """The orphans with hints (I1).  A walk along the list that has to wait goes on where it was."""
+    known: dict[int, int] = fs.scans.pop("orphans", {})
+    newer = next(reversed(known), 0)
+    try:
+        for number in _list(fs, newer, known):
+            known[number], newer = -1 - newer, number
+        return known | {number: slot for number, slot in _slots(fs) if number not in known}
+    except BlockMiss:
+        fs.remember("orphans", known)
+        raise
 
 
 def _writing(fs: "Ext4") -> Writing:
@@ -137,14 +131,18 @@ def next_of(of: Inode) -> int:
     return int.from_bytes(of.raw[_DTIME_AT:_DTIME_AT + WORD_BYTES], "little")
 
 
-def _list(fs: "Ext4") -> Iterator[int]:
-    number, seen = superstore.get(fs, "last_orphan"), set[int]()
-    while number:
+def _list(fs: "Ext4", newer: int, seen: Container[int]) -> Iterator[int]:
+    """The inodes of the list behind ``newer``, all of them if it is 0.  ``seen``: what has come already, which the
+    caller adds to.  Raises ``Corrupt(ORPHAN_LIST)`` if it leaves the file system, goes in a circle or is endless."""
+    for _ in range(MOST_LISTED):
+        number = next_of(inode.load(fs, newer)) if newer else superstore.get(fs, "last_orphan")
+        if not number:
+            return
         if number in seen or not fs.superblock.first_inode <= number <= fs.geometry.inodes:
-            raise Corrupt(Check.INODE_NUMBER, orphan=number, repeated=number in seen)
-        seen.add(number)
+            raise Corrupt(Check.ORPHAN_LIST, orphan=number, repeated=number in seen)
         yield number
-        number = next_of(inode.load(fs, number))
+        newer = number
+    raise Corrupt(Check.ORPHAN_LIST, length=MOST_LISTED)
 
 
 def _push(tx: "Transaction", number: int, fields: dict[str, Any]) -> Inode:
@@ -186,26 +184,26 @@ def _newer(tx: "Transaction", number: int, hint: int) -> int | None:
         return 0
     if hint in _writing(tx).orphans and next_of(inode.load(tx, hint)) == number:
         return hint
-    newer = 0
-    for other in _list(tx):
+    seen = {0: 0}
+    for other in _list(tx, 0, seen):
         if other == number:
-            return newer
-        newer = other
+            return next(reversed(seen))
+        seen[other] = 0
     return None
 
 
 # ---- the orphan file -----------------------------------------------------------------------------------------------
 
 def _file_blocks(fs: "Ext4") -> list[int]:
-    """The device blocks of the orphan file.  Raises ``Corrupt``: INODE_SIZE, DIRECTORY_HOLE."""
+    """The device blocks of the orphan file.  Raises ``Corrupt(ORPHAN_FILE)``."""
     holder = inode.load(fs, fs.superblock.fields["orphan_file_inum"])
     count, at, blocks = fs.geometry.blocks_for(holder.size), 0, list[int]()
     if count > MAX_FILE_BLOCKS:
-        raise Corrupt(Check.INODE_SIZE, inode=holder.number, size=holder.size)
+        raise Corrupt(Check.ORPHAN_FILE, inode=holder.number, size=holder.size)
     while at < count:
         run = iomap.find(fs, holder, at)
         if run.start is None or run.unwritten:
-            raise Corrupt(Check.BLOCK_RANGE, inode=holder.number, file_block=at)
+            raise Corrupt(Check.ORPHAN_FILE, inode=holder.number, file_block=at)
         stop = min(run.file_block + run.length, count)
         blocks.extend(range(run.start + at - run.file_block, run.start + stop - run.file_block))
         at = stop
@@ -213,7 +211,7 @@ def _file_blocks(fs: "Ext4") -> list[int]:
 
 
 def _content(fs: "Ext4", block: int) -> bytes:
-    """The slots of a block of the orphan file.  Raises ``Corrupt(INODE_CHECKSUM)``, also for a wrong magic number."""
+    """The slots of a block of the orphan file.  Raises ``Corrupt(ORPHAN_CHECKSUM)``, also for a wrong magic number."""
     return bytes(fs.cache.view(block, "orphans", lambda data: data[:-TAIL_BYTES],
                                lambda data: _verify(fs, block, data)))
 
@@ -224,7 +222,7 @@ def _verify(fs: "Ext4", block: int, data: bytes) -> None:
     if fs.has_checksums:
         fine = checksum.orphan_block_ok(data, block, fs.seed_of(inode.load(fs, number)))
     if not fine:
-        raise Corrupt(Check.INODE_CHECKSUM, orphan_file=number, block=block)
+        raise Corrupt(Check.ORPHAN_CHECKSUM, orphan_file=number, block=block)
 
 
 def _slots(fs: "Ext4") -> Iterator[tuple[int, int]]:
@@ -242,7 +240,7 @@ def _slots(fs: "Ext4") -> Iterator[tuple[int, int]]:
             number = int.from_bytes(data[slot * WORD_BYTES:(slot + 1) * WORD_BYTES], "little")
             if number:
                 if not fs.superblock.first_inode <= number <= fs.geometry.inodes:
-                    raise Corrupt(Check.INODE_NUMBER, orphan=number)
+                    raise Corrupt(Check.ORPHAN_FILE, orphan=number)
                 yield number, index * per_block + slot
 
 

@@ -28,7 +28,6 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from . import fastcommit, journalformat
-from .blocks import BlockCache, CachedBlock
 from .errors import Check, Corrupt, Unsupported
 from .fastcommit import FastCommits
 from .journalfile import JournalFile
@@ -108,11 +107,6 @@ class Replay:
         """Raise the first damage that forbids the replay, if there is any."""
         if self.damage:
             raise self.damage[0]
-
-    def overlay(self, cache: BlockCache) -> None:
-        """Replay in memory: pin every block in a cache, in place of what the device holds."""
-        for block, data in self.blocks():
-            cache.pin(block, CachedBlock(data))
 
     def journal_after(self) -> JournalSuperblock:
         """The journal superblock to write once all blocks are home and durable."""

@@ -40,7 +40,7 @@ def statfs(fs: "Ext4") -> StatFs:
     geometry, fields = fs.geometry, fs.superblock.fields
     free_blocks, free_inodes = _free_now(fs)
     blocks = geometry.blocks - (0 if fs.options.minixdf else _overhead(fs))
-    kept = fields["r_blocks_count"] + _reserved_clusters(fs) * geometry.cluster_blocks
+    kept = fields["r_blocks_count"] + reserved_clusters(fs) * geometry.cluster_blocks
     uuid = fs.superblock.uuid
     fsid = int.from_bytes(uuid[:8], "little") ^ int.from_bytes(uuid[8:], "little")
     return StatFs(blocks, free_blocks, max(free_blocks - kept, 0), geometry.inodes, free_inodes, NAME_BYTES,
@@ -78,7 +78,8 @@ def _next_desc(fs: "Ext4", number: int) -> group.GroupDesc:
     return group.load(fs, number)
 
 
-def _reserved_clusters(fs: "Ext4") -> int:
+def reserved_clusters(fs: "Ext4") -> int:
+    """Clusters that nobody gets by asking, as in the kernel: 2 % of the file system, 4096 at most."""
     if Feature.EXTENTS not in fs.superblock.features:
         return 0
     clusters = fs.geometry.blocks // fs.geometry.cluster_blocks

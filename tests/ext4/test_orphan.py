@@ -7,12 +7,15 @@ import random
 import shutil
 import struct
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from fusewire.ext4 import dirspace, inode, inodefree, namestore, orphan, superstore
 from fusewire.ext4.errors import Check, Corrupt
 from fusewire.ext4.features import Feature
+from fusewire.ext4.filesystem import Ext4
+from fusewire.ext4.inode import Inode
 from fusewire.ext4.transaction import Transaction
 from tests.ext4.driver import Editor, debugfs, image, new_path, run_tool
 from tests.ext4.twins import ROOT, OurSide, kernel_side
@@ -28,6 +31,12 @@ FIRST, LAST = 20, 200       # inodes that exist in the images of these tests
 def populated(form: str, kib: int = 8192) -> Path:
     """An image with files up to inode ``LAST`` at least."""
     return image(form, kib, commands=tuple(f"write /dev/null f{index}" for index in range(LAST)))
+
+
+def set_present(tx: Transaction, present: bool) -> None:
+    """Say in the superblock whether the orphan file may hold anything, as a mount does."""
+    flags, mask = superstore.get(tx, "feature_ro_compat"), Feature.ORPHAN_PRESENT.mask
+    superstore.change(tx, feature_ro_compat=flags | mask if present else flags & ~mask)
 
 
 def noted(writer: Writer) -> list[int]:
@@ -144,7 +153,7 @@ def with_orphans(form: str) -> tuple[Writer, list[int], tuple[int, int]]:
     for index in range(12):
         for operation in ("unlink", b"f%d" % index), ("unlink", b"l%d" % index), ("rmdir", b"d%d" % index):
             assert side.do(operation) == 0
-    writer.change(orphan.set_present, True)
+    writer.change(set_present, True)
     writer.commit()
     return writer, side.orphans, free
 
@@ -202,8 +211,8 @@ def test_we_free_the_kernels_orphans(mounts: None, form: str) -> None:
             OurSide(writer).free(number)
         assert noted(writer) == []
         if in_file(writer):
-            assert writer.run(orphan.file_is_empty)
-        writer.change(orphan.set_present, False)
+            assert not noted(writer)
+        writer.change(set_present, False)
         writer.check()
         assert writer.fs.writing is not None
         assert writer.fs.writing.orphans == {}
@@ -289,7 +298,7 @@ def test_a_list_that_leads_astray_is_an_error(chain: dict[int, int]) -> None:
     with opened(editor) as writer:
         with pytest.raises(Corrupt) as caught:
             noted(writer)
-        assert caught.value.check is Check.INODE_NUMBER
+        assert caught.value.check is Check.ORPHAN_LIST
 
 
 def test_an_orphan_that_is_not_where_it_should_be_is_an_error() -> None:
@@ -299,7 +308,7 @@ def test_an_orphan_that_is_not_where_it_should_be_is_an_error() -> None:
             writer.fs.writing.orphans[30] = -1
             with pytest.raises(Corrupt) as caught:
                 writer.change(orphan.remove, 30)
-            assert caught.value.check is Check.INODE_NUMBER
+            assert caught.value.check is Check.ORPHAN_LIST
 
 
 def file_block(editor: Editor) -> int:
@@ -313,10 +322,9 @@ def test_a_damaged_orphan_file_is_an_error(at: int, value: int, features: str) -
     with editor.block(file_block(editor)) as raw:
         raw[at] ^= value
     with opened(editor) as writer:
-        for look in (orphan.numbers, orphan.file_is_empty):
-            with pytest.raises(Corrupt) as caught:
-                writer.run(look)
-            assert caught.value.check is Check.INODE_CHECKSUM
+        with pytest.raises(Corrupt) as caught:
+            noted(writer)
+        assert caught.value.check is Check.ORPHAN_CHECKSUM
         with pytest.raises(Corrupt):
             writer.change(orphan.add, 30)
 
@@ -327,20 +335,49 @@ def test_an_orphan_file_with_impossible_content_is_an_error() -> None:
         raw[40:44] = (77777).to_bytes(4, "little")
     with opened(editor) as writer, pytest.raises(Corrupt) as caught:
         noted(writer)
-    assert caught.value.check is Check.INODE_NUMBER
+    assert caught.value.check is Check.ORPHAN_FILE
 
 
-@pytest.mark.parametrize(("fields", "check"), [({"size_lo": 1 << 30}, Check.INODE_SIZE),
-                                              ({"size_lo": 1 << 18}, Check.BLOCK_RANGE)])
-def test_an_orphan_file_of_impossible_size_is_an_error(fields: dict[str, int], check: Check) -> None:
+@pytest.mark.parametrize("size", [1 << 30, 1 << 18])
+def test_an_orphan_file_of_impossible_size_is_an_error(size: int) -> None:
     editor = Editor(image(FILE, 8192))
-    editor.put_inode(editor.fs.superblock.fields["orphan_file_inum"], **fields)
+    editor.put_inode(editor.fs.superblock.fields["orphan_file_inum"], size_lo=size)
     with opened(editor) as writer, pytest.raises(Corrupt) as caught:
         noted(writer)
-    assert caught.value.check is check
+    assert caught.value.check is Check.ORPHAN_FILE
 
 
 def test_the_next_of_an_inode_is_its_dtime() -> None:
     editor = Editor(populated(LIST)).put_inode(30, dtime=0x01020304)
     with opened(editor) as writer:
         assert orphan.next_of(writer.run(inode.load, 30)) == 0x01020304
+
+
+@pytest.mark.parametrize("circle", [False, True])
+def test_a_long_list_over_more_blocks_than_the_cache_holds_is_walked_once(circle: bool) -> None:
+    """Each inode of the list lies in another block of the table, so that each has to be waited for."""
+    editor = Editor(image("-t ext4 -b 1024 -I 256 -N 8192 -O ^has_journal,^orphan_file", 16384))
+    listed = list(range(20, 8000, 4))
+    for number, following in zip(listed, [*listed[1:], listed[0] if circle else 0], strict=True):
+        editor.put_inode(number, dtime=following)
+    editor.put_super(last_orphan=listed[0])
+    path = new_path()
+    path.write_bytes(editor.data)
+    with Writer(path, cache_bytes=1, copy=False) as writer:
+        assert writer.fs.cache.generation_blocks * 2 < len(listed)
+        loaded = 0
+        load = inode.load
+
+        def counted(fs: Ext4, number: int) -> Inode:
+            nonlocal loaded
+            loaded += 1
+            return load(fs, number)
+
+        with patch.object(inode, "load", counted):
+            if circle:
+                with pytest.raises(Corrupt) as caught:
+                    writer.run(orphan.recall)
+                assert caught.value.check is Check.ORPHAN_LIST
+            else:
+                assert writer.run(orphan.recall) == listed
+        assert loaded < 3 * len(listed)
