@@ -48,7 +48,7 @@ and those of fusewire
   part=N            the file system is in partition N of SOURCE, a whole disk
   offset=BYTES      … or begins at a byte (512 B, 1M …); sizelimit=BYTES where it ends
   noloop            do not put an image behind a loop device
-  cache_size=MIB    memory for metadata
+  cache_size=MIB    memory for metadata (64)
 
 examples:
   fusewire mount disk.img /mnt

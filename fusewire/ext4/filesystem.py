@@ -16,7 +16,7 @@ from .inode import Inode
 from .superblock import Superblock
 from .units import ROOT_INODE, FsBlock
 
-DEFAULT_CACHE_BYTES = 128 << 20
+DEFAULT_CACHE_BYTES = 64 << 20
 MAX_BYTES = (1 << 63) - 1
 WAITING_SEARCHES = 1024
 
