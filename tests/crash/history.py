@@ -1,8 +1,8 @@
 """What one thread did in its directory of a mount, step by step, and whether a recovered tree can come from that.
 
 The tree must be the directory as it stood after one of the steps: not before what was acknowledged, and not after what
-had begun when the power went.  Data have no journal, so of each 512 bytes of a file any version will do that is not
-older than the last one that was acknowledged; where those versions differ, zeroes, too, for room that was not filled.
+had begun when the power went.  Data have no journal, so of each byte of a file any version will do that is not older
+than the last one that was acknowledged; near where those versions differ, zeroes, too, for room that was not filled.
 """
 
 from __future__ import annotations
@@ -452,6 +452,8 @@ def _differs_in_data(entry: Entry, state: State, at: int) -> str | None:
         allowed = {data[start:start + len(piece)].ljust(len(piece), b"\0") for data in versions}
         if len(allowed) > 1:
             allowed.add(bytes(len(piece)))
-        if piece not in allowed:
-            return f"at {start} of {state.size}: {piece[:16]!r}, not one of {[each[:16] for each in allowed]}"
+        foreign = () if piece in allowed else [at for at in range(len(piece)) if piece[at] not in {each[at] for each in
+                                                                                                 allowed}]
+        if foreign:
+            return f"{state.size} bytes, at {start + foreign[0]} {piece[foreign[0]:][:16]!r} was never written there"
     return None
