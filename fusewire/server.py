@@ -10,6 +10,8 @@ V3  At most ``WAITING_MOST`` requests wait; from then on none is read, so memory
 V4  Only the loop's thread touches the core and the session; worker threads see a plan, a buffer and the two devices.
 V5  A block that was freed is not used again while a READ that was planned before may still look there.
 V6  What a ``WritePlan`` was made of does not change until its step is taken: plan, data and step are one turn.
+V7  Who is refused for want of room while there are files without names is asked again once the FORGETs that the kernel
+    sent before, and that a request may overtake, are read, and what they free is free.
 """
 
 import asyncio
@@ -90,6 +92,7 @@ class Server:
         self._plans: set[int] = set()       # READs that threads carry out on a file system that changes
         self._held_back: list[tuple[ClosedBatch, set[int]]] = []    # durable batches, and the READs they wait for
         self._closing = False               # nobody's changes are taken any more
+        self._hopeful: list[Waiter] = []    # steps that found no room (V7)
         self._parked: list[Waiter] = []     # steps that wait for what only a READ under way keeps from being used
         self._background = 0                # steps that wait and that nobody has asked for
         self._quiet: asyncio.Future[None] | None = None     # told when there are none
@@ -242,10 +245,12 @@ class Server:
 
     def _drain(self) -> None:
         """Serve what has arrived, a bounded number of requests."""
+        hopeful = len(self._hopeful)
         for _ in range(DRAIN_MOST):
             try:
                 length = os.readv(self._fd, self._buffers)
             except BlockingIOError:
+                self._try_hopeful(len(self._hopeful))
                 return
             except OSError as error:
                 if error.errno in _AGAIN:
@@ -260,7 +265,16 @@ class Server:
                 self._tidy_up()
             if len(self._waiting) >= WAITING_MOST:
                 self._pause()
-                return
+                hopeful = len(self._hopeful)
+                break
+        self._try_hopeful(hopeful)
+
+    def _try_hopeful(self, count: int) -> None:
+        """Run the first steps again that found no room, unless something is being freed (V7)."""
+        if count and not self._background:
+            hopeful, self._hopeful = self._hopeful[:count], self._hopeful[count:]
+            for waiter in hopeful:
+                self._resume_step(waiter)
 
     def _lost(self, error: OSError) -> None:
         if error.errno not in _GONE:
@@ -294,10 +308,21 @@ class Server:
         try:
             reply = handler(self._session, request)
         except (BlockMiss, CommitFirst) as miss:
-            detached = request.detach()
-            self._wait(Waiter(detached, partial(handler, self._session, detached)), miss)
+            self._wait(self._waiter_of(request), miss)
+            return
+        except Refused as refusal:
+            writing = self._session.fs.writing
+            if refusal.errno != errno.ENOSPC or writing is None or not writing.orphans:
+                raise
+            self._waiting[request.unique] = waiter = self._waiter_of(request)
+            self._hopeful.append(waiter)
             return
         self._finish(request, reply)
+
+    def _waiter_of(self, request: Request) -> Waiter:
+        """What runs a request from the top."""
+        request = request.detach()
+        return Waiter(request, partial(self._row_of(request.opcode).handler, self._session, request))
 
     def _take_step(self, request: Request | None, step: Step) -> None:
         """Take a further step of a request, or work that nobody has asked for."""
@@ -345,6 +370,8 @@ class Server:
             self._take(request.unique)
             return
         self._background -= 1
+        if not self._background and self._hopeful:
+            self._loop.call_soon(self._try_hopeful, len(self._hopeful))
         if not self._background and self._quiet is not None and not self._quiet.done():
             self._quiet.set_result(None)
 

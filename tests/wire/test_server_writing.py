@@ -24,11 +24,12 @@ FORMS = ["-t ext4 -b 1024", "-t ext4 -b 4096", "-t ext3 -b 1024", "-t ext2 -b 40
 JOURNALED = FORMS[:3]
 MARK = STALE[:6]
 OLD = b"old." * 2000
+HELD = b"held"
 KEEP_SIZE, ZERO_RANGE = 0x1, 0x10
 
 
 class Device(BlockDevice):
-    """Fails to write what holds ``broken``; ``flush`` waits for ``gate``."""
+    """Fails to write what holds ``broken``; ``flush``, and a write of ``HELD``, waits for ``gate``."""
 
     def __init__(self, fd: int, start_bytes: int = 0, size_bytes: int = 0) -> None:
         super().__init__(fd, start_bytes, size_bytes)
@@ -39,6 +40,8 @@ class Device(BlockDevice):
     def write(self, offset: int, pieces: list[Buffer]) -> None:
         if self.broken is not None and any(self.broken in bytes(piece) for piece in pieces):
             raise OSError(errno.EIO, "broken on purpose")
+        if any(bytes(piece) == HELD for piece in pieces):
+            assert self.gate.wait(PATIENCE_SECONDS)
         super().write(offset, pieces)
 
     def flush(self) -> None:
@@ -227,3 +230,33 @@ def test_a_copy_that_waits_starts_over_from_what_is_there_then(image: Path) -> N
         assert content(peer, target) == b"copy" * 16384
         allocate(peer, target, 0, 100_000)
         assert content(peer, target) == (b"copy" * 16384).ljust(100_000, b"\0")
+
+
+# ---- a full disk ---------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("image", FORMS, indirect=True)
+def test_a_request_that_overtakes_a_forget_finds_the_room(image: Path) -> None:
+    """The kernel has sent FORGET of a deleted file before, but may hand over up to eight requests first."""
+    with served(image, Device, access="rw") as peer:
+        peer.init()
+        big, other = create(peer, b"big"), create(peer, b"other")
+        assert write(peer, other, 0, b"some") == 0
+        offset = 0
+        for size in (64 << 10, 1 << 10):
+            while write(peer, big, offset, bytes(size)) == 0:
+                offset += size
+        made, names = 0, [b"%d" % number for number in range(1000)]
+        mode = uapi.mkdir_in.encode(mode=0o755)
+        while peer.call(uapi.FUSE_MKDIR, 1, mode + names[made] + b"\0").errno != errno.ENOSPC:
+            made += 1
+        sync(peer, other)
+        assert peer.call(uapi.FUSE_UNLINK, 1, b"big\0").error == 0
+        device_of(peer).gate.clear()    # the loop stands still in this write
+        held = peer.send(uapi.FUSE_WRITE, other, uapi.write_in.encode(offset=0, size=len(HELD)) + HELD)
+        asked = [peer.send(uapi.FUSE_MKDIR, 1, mode + b"new-%d\0" % number) for number in range(3)]
+        peer.send(uapi.FUSE_FORGET, big, uapi.forget_in.encode(nlookup=1))
+        device_of(peer).gate.set()
+        assert peer.receive(held).error == 0
+        assert [peer.receive(number).error for number in asked] == [0, 0, 0]
+        assert write(peer, other, 0, bytes(512 << 10)) == 0
+    run_tool("e2fsck", "-fn", image)
