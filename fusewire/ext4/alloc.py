@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .transaction import EditedBlock, Transaction
 
 BITMAPS_AHEAD = 16              # of groups that follow, where they lie together on disk as with flex_bg
-MOST_BITMAPS = 8                # that are searched for a longer run once there is one
+MOST_BITMAPS, MOST_GROUPS = 8, 64   # that are searched and passed for a longer run once there is one
 MOST_FLEX_GROUPS = 256          # looked at for metadata of one in another; mke2fs makes 16
 
 
@@ -112,6 +112,7 @@ def _search(tx: "Transaction", goal: int, count: int, owner: int) -> tuple[int, 
     found = _round(tx, goal, count, owner)
     if not found[1]:
         tx.writing.windows.clear()
+        tx.writing.longest.clear()
         tx.writing.roomy.fill()  # what was remembered may come from transactions that did not apply
         found = _round(tx, goal, count, owner)
     if not found[1]:
@@ -123,21 +124,23 @@ def _round(tx: "Transaction", goal: int, count: int, owner: int) -> tuple[int, i
     """As ``_search``, with a length of 0 if there is nothing in all groups that are not known as full."""
     per_group = tx.geometry.blocks_per_group // tx.geometry.cluster_blocks
     goal_group, goal_bit = divmod(goal, per_group)
-    best, looked = (0, 0), 0
+    best, looked, passed = (0, 0), 0, 0
     assert tx.writing is not None
-    windows = tx.writing.windows
+    windows, longest = tx.writing.windows, tx.writing.longest
     for number in _roomy_groups(tx, goal_group):
-        if group.load(tx, number).free_blocks <= best[1]:
+        passed += 1
+        if best[1] and (passed > MOST_GROUPS or looked >= MOST_BITMAPS):
+            break
+        if min(longest.get(number, count), group.load(tx, number).free_blocks) <= best[1] and number != goal_group:
             continue
         unused = free_bits(tx, number) & ~(tx.held_clusters(number) | windows.mask(number, owner))
         bit, length = _run_near(unused, goal_bit if number == goal_group else None, count)
         if length >= count or (number == goal_group and bit == goal_bit and length):
             return number * per_group + bit, length
+        longest[number] = length
         if length > best[1]:
             best = (number * per_group + bit, length)
         looked += 1
-        if best[1] and looked >= MOST_BITMAPS:
-            break
     return best
 
 
@@ -158,16 +161,14 @@ def _roomy_groups(tx: "Transaction", first: int) -> Iterator[int]:
 def _run_near(unused: int, goal: int | None, count: int) -> tuple[int, int]:
     """(first bit, length up to ``count``) of the run of set bits that begins at ``goal``, else of one of ``count``
     bits behind it, else anywhere, else of the longest; length 0 where no bit is set."""
-    if goal is not None:
-        behind = unused >> goal
-        length = _ones(behind)
-        if length:
-            return goal, min(length, count)
-        bit = _first_run(behind, count)
-        if bit is not None:
-            return goal + bit, count
-    bit = _first_run(unused, count)
-    return _longest_run(unused) if bit is None else (bit, count)
+    length = _ones(unused >> goal) if goal is not None else 0
+    if goal is not None and length:
+        return goal, min(length, count)
+    starts = _starts(unused, count)
+    if not starts:
+        return _longest_run(unused)
+    behind = starts >> (goal or 0)
+    return ((goal or 0) + _lowest(behind) if behind else _lowest(starts)), count
 
 
 def _ones(bits: int) -> int:
@@ -179,14 +180,14 @@ def _lowest(bits: int) -> int:
     return (bits & -bits).bit_length() - 1
 
 
-def _first_run(bits: int, count: int) -> int | None:
-    """Where the first ``count`` set bits in a row begin."""
+def _starts(bits: int, count: int) -> int:
+    """Where ``count`` set bits in a row begin, as bits."""
     length = 1
     while length < count and bits:
         step = min(length, count - length)
         bits &= bits >> step
         length += step
-    return _lowest(bits) if bits else None
+    return bits
 
 
 def _longest_run(bits: int) -> tuple[int, int]:
@@ -265,6 +266,7 @@ def _set_bits(tx: "Transaction", number: int, bit: int, count: int, *, used: boo
     assert tx.writing is not None
     if not used:
         tx.writing.roomy.add(number)
+        tx.writing.longest.pop(number, None)
     desc = group.load(tx, number)
     group.change(tx, number, free_blocks=desc.free_blocks + (-count if used else count),
                  flags=desc.flags & ~BLOCK_UNINIT)

@@ -212,6 +212,7 @@ class Writing:
         self.free_clusters, self.free_inodes = free
         self.orphans: dict[int, int] = {}           # orphaned inode → a hint to where it is noted; see ``orphan``
         self.roomy = Groups(groups)                 # groups that may have free clusters
+        self.longest: dict[int, int] = {}           # group → no longer run was free when it was searched for one
         self.roomy_tables = Groups(groups)          # groups that may have free inodes
         self.system_bits: dict[int, int] = {}       # group → its clusters that hold the file system's own metadata
         self.shared_attributes: dict[bytes, int] = {}   # content of an attribute block → where one with it stands

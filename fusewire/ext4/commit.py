@@ -47,6 +47,7 @@ def durable(fs: "Ext4", closed: ClosedBatch) -> list[int]:
     """The batch will survive a crash: what it freed may be used again.  The files to be cleared, see ``batch.Cuts``."""
     assert fs.writing is not None
     allow_reuse(fs, closed)
+    fs.writing.longest.clear()
     return fs.writing.cuts.durable(closed.number)
 
 

@@ -104,9 +104,14 @@ def child_of(fs: "Ext4", inode: Inode, parent: Node, index: int) -> Node:
     block, depth = parent.starts[index], parent.depth - 1
     if not fs.cache.holds(block):
         fs.cache.want(parent.starts[index:index + READAHEAD_NODES])
-    key = ("extents", inode.number, inode.generation, depth, first, end)
+    key = view_key(inode, depth, first, end)
     return fs.cache.view(block, key, lambda data: _decode(fs, inode, data, depth, first, end),
                          lambda data: _verify(fs, inode, data, block))
+
+
+def view_key(inode: Inode, depth: int, first: int, end: int) -> tuple[object, ...]:
+    """Under which a node is kept beside its block: it was checked for this inode, depth and range of file blocks."""
+    return "extents", inode.number, inode.generation, depth, first, end
 
 
 def _verify(fs: "Ext4", inode: Inode, data: bytes, block: int) -> None:

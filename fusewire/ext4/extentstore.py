@@ -11,7 +11,9 @@ become visible, and when blocks are freed.
 
 import errno
 import struct
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import alloc, checksum, extents, inodestore, layout
@@ -44,7 +46,7 @@ class Step(NamedTuple):
 def insert(tx: "Transaction", inode: Inode, run: Run, *, reserve: bool = False) -> Inode:
     """Map a hole: ``run`` (with a start) joins the tree, merged with the extents that it continues."""
     path = path_to(tx, inode, run.file_block)
-    return _store_leaf(tx, inode, path, _merged([*_runs(path[-1].node), run]), run.file_block, reserve)
+    return _change(tx, inode, path, run.file_block, run.file_block + run.length, lambda near: [*near, run], reserve)
 
 
 def convert(tx: "Transaction", inode: Inode, first: int, end: int, *, unwritten: bool) -> tuple[Inode, int]:
@@ -57,10 +59,8 @@ def convert(tx: "Transaction", inode: Inode, first: int, end: int, *, unwritten:
             break
         path = path_to(tx, inode, first)
         stop = min(end, path[-1].node.end)
-        old = _runs(path[-1].node)
-        new = _merged([part for run in old for part in _converted(run, first, stop, unwritten)])
-        if new != old:
-            inode = _store_leaf(tx, inode, path, new, first, reserve=True)
+        inode = _change(tx, inode, path, first, stop,
+                        partial(_all_converted, first=first, end=stop, unwritten=unwritten), reserve=True)
         first = stop
     return inode, first
 
@@ -72,14 +72,15 @@ def unmap(tx: "Transaction", inode: Inode, first: int, end: int, budget: int) ->
     """
     while budget > 0:
         path = path_to(tx, inode, end - 1)
-        old = _runs(path[-1].node)
-        lowest, cost = _share(tx, old, max(first, _first_of(path)), end, budget)
+        leaf = path[-1].node
+        below = bisect_left(leaf.firsts, end)
+        lowest, cost = _share(tx, _runs(leaf, max(below - budget - 1, 0), below), max(first, _first_of(path)), end,
+                              budget)
         budget -= cost
-        kept = [part for run in old for part in _cut(run, lowest, end)]
-        if kept != old:
-            freed = sum(_free_cut(tx, run, lowest, end) for run in old)
+        freed = sum(_free_cut(tx, run, lowest, end) for run in _runs(leaf, *_near(leaf, lowest, end)))
+        if freed:
             inode = counted(tx, inode, -freed)
-            inode = _store_leaf(tx, inode, path, kept, lowest, reserve=True)
+            inode = _change(tx, inode, path, lowest, end, partial(_all_cut, first=lowest, end=end), reserve=True)
         if lowest <= first:
             return inode, True
         end = lowest
@@ -87,7 +88,10 @@ def unmap(tx: "Transaction", inode: Inode, first: int, end: int, budget: int) ->
 
 
 def _share(tx: "Transaction", runs: list[Run], first: int, end: int, budget: int) -> tuple[int, int]:
-    """How far down file blocks [first, end) of a leaf can be freed for so much, and what that costs."""
+    """How far down file blocks [first, end) of a leaf can be freed for so much, and what that costs.
+
+    ``runs`` are those below ``end``, or the last ones of them that the budget cannot be enough for.
+    """
     per_group, spent = tx.geometry.blocks_per_group, 0
     for run in reversed(runs):
         low, high = max(run.file_block, first), min(run.file_block + run.length, end)
@@ -130,8 +134,23 @@ def _first_of(path: list[Step]) -> int:
     return first
 
 
-def _runs(leaf: Node) -> list[Run]:
-    return [Run(*row) for row in zip(leaf.firsts, leaf.counts, leaf.starts, leaf.unwritten, strict=True)]
+def _near(leaf: Node, first: int, end: int) -> tuple[int, int]:
+    """The entries [low, high) of a leaf that overlap file blocks [first, end), or that a change there may join."""
+    return (max(bisect_right(leaf.firsts, first) - 2, 0), min(bisect_left(leaf.firsts, end) + 1, len(leaf.firsts)))
+
+
+def _runs(leaf: Node, low: int, high: int) -> list[Run]:
+    return [Run(*row) for row in zip(leaf.firsts[low:high], leaf.counts[low:high], leaf.starts[low:high],
+                                     leaf.unwritten[low:high], strict=True)]
+
+
+def _change(tx: "Transaction", inode: Inode, path: list[Step], first: int, end: int,
+            change: Callable[[list[Run]], list[Run]], reserve: bool) -> Inode:
+    """Give what a leaf holds of file blocks [first, end), and what is beside them, a new form; neighbours join."""
+    low, high = _near(path[-1].node, first, end)
+    old = _runs(path[-1].node, low, high)
+    new = _merged(change(old))
+    return inode if new == old else _store_leaf(tx, inode, path, (low, high), new, first, reserve)
 
 
 def _merged(runs: list[Run]) -> list[Run]:
@@ -161,6 +180,14 @@ def _cut(run: Run, first: int, end: int) -> list[Run]:
         return [run]
     left = [_part(run, run.file_block, first)] if run.file_block < first else []
     return left + ([_part(run, end, stop)] if end < stop else [])
+
+
+def _all_cut(runs: list[Run], first: int, end: int) -> list[Run]:
+    return [part for run in runs for part in _cut(run, first, end)]
+
+
+def _all_converted(runs: list[Run], first: int, end: int, unwritten: bool) -> list[Run]:
+    return [part for run in runs for part in _converted(run, first, end, unwritten)]
 
 
 def _converted(run: Run, first: int, end: int, unwritten: bool) -> list[Run]:
@@ -194,10 +221,40 @@ def counted(tx: "Transaction", inode: Inode, blocks: int) -> Inode:
     return inodestore.change(tx, inode, sectors=inode.sectors + blocks * per_block)
 
 
-def _store_leaf(tx: "Transaction", inode: Inode, path: list[Step], runs: list[Run], at: int, reserve: bool) -> Inode:
-    rows = [_EXTENT.pack(run.file_block, run.length + MAX_WRITTEN if run.unwritten else run.length,
-                         (run.start or 0) >> 32, (run.start or 0) & 0xFFFFFFFF) for run in runs]
-    return _lowered(tx, _store(tx, inode, path, rows, at, reserve))
+def _store_leaf(tx: "Transaction", inode: Inode, path: list[Step], span: tuple[int, int], runs: list[Run], at: int,
+                reserve: bool) -> Inode:
+    """Put runs in place of the entries [low, high) of a leaf.  See ``_store`` for ``at``."""
+    step, (low, high) = path[-1], span
+    rows = bytearray(_entries_of(tx, inode, step))
+    rows[low * ENTRY_BYTES:high * ENTRY_BYTES] = b"".join(
+        _EXTENT.pack(run.file_block, run.length + MAX_WRITTEN if run.unwritten else run.length,
+                     (run.start or 0) >> 32, (run.start or 0) & 0xFFFFFFFF) for run in runs)
+    if step.block is not None and _stays_leaf(tx, step.node, rows):
+        _write_node(tx, inode, step.block, 0, rows)
+        key = extents.view_key(inode, 0, path[-2].node.firsts[path[-2].taken], step.node.end)
+        tx.cache.entry(step.block).views[key] = _replaced(step.node, low, high, runs)
+        return inode
+    split = [bytes(rows[start:start + ENTRY_BYTES]) for start in range(0, len(rows), ENTRY_BYTES)]
+    return _lowered(tx, _store(tx, inode, path, split, at, reserve))
+
+
+def _entries_of(tx: "Transaction", inode: Inode, step: Step) -> bytes:
+    """The entries of a node as they are stored."""
+    data = inode.block if step.block is None else tx.cache.entry(step.block).data
+    return bytes(data[HEADER_BYTES:HEADER_BYTES + len(step.node.firsts) * ENTRY_BYTES])
+
+
+def _stays_leaf(tx: "Transaction", leaf: Node, rows: bytearray) -> bool:
+    """Whether these entries of a leaf concern nobody else: they fit, begin as before, and do not fit into the root."""
+    return ROOT_ENTRIES < len(rows) // ENTRY_BYTES <= node_entries(tx) and _first_block(rows) == leaf.firsts[0]
+
+
+def _replaced(leaf: Node, low: int, high: int, runs: list[Run]) -> Node:
+    """A leaf with runs in place of its entries [low, high)."""
+    return Node(0, leaf.firsts[:low] + [run.file_block for run in runs] + leaf.firsts[high:],
+                leaf.starts[:low] + [run.start or 0 for run in runs] + leaf.starts[high:],
+                leaf.counts[:low] + [run.length for run in runs] + leaf.counts[high:],
+                leaf.unwritten[:low] + [run.unwritten for run in runs] + leaf.unwritten[high:], leaf.end)
 
 
 def _lowered(tx: "Transaction", inode: Inode) -> Inode:
@@ -222,7 +279,7 @@ def _index_rows(step: Step) -> list[bytes]:
     return [_index_row(first, block) for first, block in zip(step.node.firsts, step.node.starts, strict=True)]
 
 
-def _first_block(row: bytes) -> int:
+def _first_block(row: bytes | bytearray) -> int:
     return int.from_bytes(row[:4], "little")
 
 
@@ -242,7 +299,7 @@ def _store(tx: "Transaction", inode: Inode, path: list[Step], rows: list[bytes],
         del parent[taken]
         return _store(tx, inode, above, parent, at, reserve)
     first, *others = _shares(rows, node_entries(tx), at)
-    _write_node(tx, inode, step.block, step.node.depth, first)
+    _write_node(tx, inode, step.block, step.node.depth, b"".join(first))
     row = _index_row(_first_block(first[0]), step.block)
     if not others and row == parent[taken]:
         return inode
@@ -283,7 +340,7 @@ def _new_node(tx: "Transaction", inode: Inode, goal: int, depth: int, rows: list
               reserve: bool) -> tuple[Inode, int]:
     block = alloc.allocate(tx, goal, 1, reserve=reserve).start
     tx.create(block)
-    _write_node(tx, inode, block, depth, rows)
+    _write_node(tx, inode, block, depth, b"".join(rows))
     return counted(tx, inode, 1), block
 
 
@@ -292,10 +349,10 @@ def node_entries(tx: "Transaction") -> int:
     return (tx.geometry.block_bytes - HEADER_BYTES - TAIL_BYTES) // ENTRY_BYTES
 
 
-def _write_node(tx: "Transaction", inode: Inode, block: int, depth: int, rows: list[bytes]) -> None:
+def _write_node(tx: "Transaction", inode: Inode, block: int, depth: int, rows: bytes | bytearray) -> None:
     data, fits = tx.edit(block), node_entries(tx)
-    data[:HEADER_BYTES] = _HEADER.pack(extents.MAGIC, len(rows), fits, depth, 0)
-    data[HEADER_BYTES:HEADER_BYTES + fits * ENTRY_BYTES] = b"".join(rows).ljust(fits * ENTRY_BYTES, b"\0")
+    data[:HEADER_BYTES] = _HEADER.pack(extents.MAGIC, len(rows) // ENTRY_BYTES, fits, depth, 0)
+    data[HEADER_BYTES:HEADER_BYTES + fits * ENTRY_BYTES] = rows.ljust(fits * ENTRY_BYTES, b"\0")
     if tx.has_checksums:
         seed = tx.seed_of(inode)
         tx.seal(block, "extents", lambda raw, _read: checksum.seal_extent_block(raw, seed))

@@ -419,6 +419,29 @@ def fill_group(tx: Transaction, number: int) -> None:
         alloc.allocate(tx, base + (unused & -unused).bit_length() - 1, tx.geometry.blocks_per_group)
 
 
+def test_a_large_request_passes_few_groups_and_bitmaps(tebibyte: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once there is something, others that have less are passed for a while only; what they lack is remembered."""
+    with Writer(tebibyte, copy=False, batch_blocks=1 << 20) as writer:
+        geometry, left = writer.fs.geometry, 2000
+        for number in range(4000, 4200):
+            writer.change(fill_group, number)
+            last = geometry.first_block_of(number + 1) - left
+            for at in range(last, last + left - 100, 101):
+                writer.change(lambda tx, at=at: alloc.free(tx, at, 100))
+            left = 1000
+        writer.commit()
+        goal, bitmaps, groups = geometry.first_block_of(4000), list[int](), list[int]()
+        real_run, real_load = alloc._run_near, group.load
+        monkeypatch.setattr(alloc, "_run_near", lambda *given: bitmaps.append(1) or real_run(*given))
+        monkeypatch.setattr(group, "load", lambda fs, number: groups.append(number) or real_load(fs, number))
+        for _ in range(12):
+            bitmaps.clear()
+            groups.clear()
+            assert writer.change(lambda tx: alloc.allocate(tx, goal, 5000)).length == 100
+            assert len(bitmaps) <= alloc.MOST_BITMAPS and len(set(groups)) <= alloc.MOST_GROUPS + 2
+        assert len(bitmaps) == 1
+
+
 def test_a_fragmented_disk_is_not_searched_to_its_end(tebibyte: Path) -> None:
     """Every group has only single free blocks: a large request takes what it finds soon."""
     with Writer(tebibyte, copy=False, batch_blocks=1 << 20) as writer:

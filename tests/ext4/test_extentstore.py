@@ -116,7 +116,12 @@ def check_tree(writer: Writer, number: int, model: Model) -> int:
             if found:
                 low, high = struct.unpack_from("<IH", raw, at + 4)
                 nodes[0] += 1
-                below = walk(writer.run(lambda fs, b=low | high << 32: fs.cache.read(b)), found - 1, writer.block_bytes)
+                block = low | high << 32
+                content = writer.run(lambda fs, b=block: fs.cache.read(b))
+                for key, view in writer.fs.cache.entry(block).views.items():    # left there by changes
+                    if key[0] == "extents":
+                        assert view == extents._decode(writer.fs, of, content, *key[3:])
+                below = walk(content, found - 1, writer.block_bytes)
                 assert below == first, "an index is not its child's first block"
             else:
                 length = struct.unpack_from("<H", raw, at + 4)[0]
