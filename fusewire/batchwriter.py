@@ -34,9 +34,11 @@ from fusewire.ext4.journalfile import JournalFile
 from fusewire.ext4.units import Geometry
 
 CHECKPOINT_BLOCKS = 8192        # blocks waiting to go home; more would only cost memory
+CHECKPOINT_BYTES = 32 << 20     # …and their bytes, where blocks are large
 CHECKPOINT_SHARE = 2            # …or this part of the log being in use
 WRITE_AT_ONCE = 256             # blocks of one write
 BATCH_BLOCKS = 4096             # more in one batch saves no time, and two batches and what waits are in memory
+BATCH_BYTES = 16 << 20
 
 Entries = dict[int, CachedBlock]
 
@@ -48,11 +50,12 @@ class Log:
         self.writer, self.file = writer, file
 
 
-def limits(journal: Log | None) -> BatchLimits:
+def limits(journal: Log | None, block_bytes: int) -> BatchLimits:
     """How large batches may become; closing one adds the superblock to it."""
+    collected = min(BATCH_BLOCKS, BATCH_BYTES // block_bytes)
     if journal is None:
-        return BatchLimits(BATCH_BLOCKS)
-    return BatchLimits(min(BATCH_BLOCKS, journal.writer.max_blocks - 1), journal.writer.most_blocks - 1)
+        return BatchLimits(collected)
+    return BatchLimits(min(collected, journal.writer.max_blocks - 1), journal.writer.most_blocks - 1)
 
 
 def freed_ranges(geometry: Geometry, freed: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -137,7 +140,11 @@ class BatchWriter:
         if self._log is None:
             return False
         writer = self._log.writer
-        return writer.free * CHECKPOINT_SHARE < writer.journal.ring_blocks or len(self._homeless) > CHECKPOINT_BLOCKS
+        return writer.free * CHECKPOINT_SHARE < writer.journal.ring_blocks or self._are_many()
+
+    def _are_many(self) -> bool:
+        """Whether blocks that wait to go home take more memory than they should."""
+        return len(self._homeless) > min(CHECKPOINT_BLOCKS, CHECKPOINT_BYTES // self._geometry.block_bytes)
 
     def checkpoint(self) -> Entries:
         """Write home all that is durable, and give its room in the log back; the blocks that came home."""
@@ -185,8 +192,7 @@ class BatchWriter:
 
     def _make_room(self, journal: Log, batch: ClosedBatch) -> Entries:
         """A checkpoint, if the batch does not fit without; the blocks that came home."""
-        if journal.writer.fits(len(batch.blocks), len(self._revocations(batch))) \
-                and len(self._homeless) <= CHECKPOINT_BLOCKS:
+        if journal.writer.fits(len(batch.blocks), len(self._revocations(batch))) and not self._are_many():
             return {}
         home = self.checkpoint()
         if not journal.writer.fits(len(batch.blocks)):

@@ -48,6 +48,7 @@ class Fetcher:
             others.append(waiter)
             return
         self._fetching[block] = [waiter]
+        self._fs.cache.expect(block)
         if asked and sum(asked[-1]) == block:
             asked[-1] = (asked[-1][0], asked[-1][1] + 1)
         else:
@@ -64,7 +65,7 @@ class Fetcher:
 
     def _arrived(self, found: Fetched) -> None:
         """Admit what a thread has read, and go on with the steps that have all they waited for."""
-        self._fs.cache.admit(found)
+        self._fs.cache.admit_expected(found)
         for block in found:
             for waiter in self._fetching.pop(block, ()):
                 waiter.fetches -= 1

@@ -296,7 +296,7 @@ def lay_over(driver: Driver, reopen: Callable[[BlockDevice], Driver], found: Rec
 def start_writing(driver: Driver, log: Log | None) -> None:
     """Make the file system changeable, and take up the orphans that the last mount left."""
     fs = driver.fs
-    driver.run(lambda: commit.start_writing(fs, batchwriter.limits(log)))
+    driver.run(lambda: commit.start_writing(fs, batchwriter.limits(log, fs.geometry.block_bytes)))
     driver.run(lambda: orphan.recall(fs))
 
 

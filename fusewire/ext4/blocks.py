@@ -7,7 +7,8 @@ the caller's caller fetches it, ``admit``s it and runs the whole operation again
 I1  A block admitted after a miss stays at least until half the cache has been admitted after it, so an operation that
     is run again finds what it asked for.
 I2  The cache holds at most ``limit_bytes`` of blocks and views, by the estimate of ``VIEW_FACTOR``.
-I3  An operation that needs no more than ``generation_blocks`` blocks at once ends: by I1 each miss brings it further.
+I3  What was read from the device while a block was changed is never admitted, however long that took.
+I4  An operation that needs no more than ``generation_blocks`` blocks at once ends: by I1 each miss brings it further.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -68,6 +69,7 @@ class BlockCache:
         self._old: dict[int, CachedBlock] = {}
         self._failed: dict[int, OSError] = {}
         self._pinned: dict[int, CachedBlock] = {}
+        self._expected: set[int] = set()        # being read, and not changed since
 
     def entry(self, block: int) -> CachedBlock:
         """The block with its views; ``BlockMiss`` if it is not in memory, ``Corrupt`` if there is no such block."""
@@ -117,8 +119,18 @@ class BlockCache:
                 self._failed.pop(block, None)
                 self._insert(block, CachedBlock(data))
 
+    def expect(self, block: int) -> None:
+        """A block is being read while operations go on: see ``admit_expected``."""
+        self._expected.add(block)
+
+    def admit_expected(self, blocks: Mapping[int, bytes | OSError]) -> None:
+        """As ``admit``, but for blocks that were changed since they were expected (I3)."""
+        self.admit({block: data for block, data in blocks.items() if block in self._expected})
+        self._expected.difference_update(blocks)
+
     def pin(self, block: int, entry: CachedBlock) -> None:
         """Put a block here that is newer than the disk; it stays until ``unpin``."""
+        self._expected.discard(block)
         self._old.pop(block, None)
         self._young[block] = self._pinned[block] = entry
 
@@ -130,6 +142,7 @@ class BlockCache:
 
     def drop(self, block: int) -> None:
         """Forget a block, pinned or not: it was freed."""
+        self._expected.discard(block)
         for generation in (self._pinned, self._young, self._old):
             generation.pop(block, None)
 

@@ -58,7 +58,7 @@ class Machine:
         self.device = recorder
         self.fs = Ext4(Superblock.parse(recorder.read(1024, 1024), recorder.size_bytes), None, Options(noload=True))
         self.log = self._log(head, sequence)
-        most = limits(self.log)
+        most = limits(self.log, self.fs.geometry.block_bytes)
         self.run(commit.start_writing, self.fs, most._replace(collected=min(limit or most.collected, most.collected)))
         self.run(orphan.recall, self.fs)
         self.writing = self.fs.writing

@@ -313,14 +313,14 @@ def test_the_largest_batch_and_its_superblock_fit_an_empty_log(kind: Checksums, 
                                                                maxlen: int) -> None:
     store = MemoryJournal(kind, wide, block_bytes, maxlen)
     log = Log(store.writer(), store.file)
-    collected, single = limits(log)
+    collected, single = limits(log, block_bytes)
     assert single is not None and 200 < collected <= subject.BATCH_BLOCKS and log.writer.fits(collected + 1)
     assert collected < single and log.writer.fits(single + 1) and log.writer.need(single + 4) > log.writer.free
 
 
 def test_the_largest_batches_pass_through_the_smallest_journal_whatever_they_free(machine: Machine) -> None:
     assert machine.log is not None
-    limit = limits(machine.log).collected
+    limit = limits(machine.log, 1024).collected
     for first in (1300, 1600, 1300, 1600):
         fill(machine, first, limit)
         machine.sync()
@@ -333,7 +333,7 @@ def test_the_largest_batches_pass_through_the_smallest_journal_whatever_they_fre
 
 def test_one_operation_may_fill_the_log_and_a_larger_one_fails_alone(machine: Machine) -> None:
     assert machine.log is not None
-    _, single = limits(machine.log)
+    _, single = limits(machine.log, 1024)
     assert single is not None and single > 900
     for first in (1300, 1400):
         fill(machine, first, single)

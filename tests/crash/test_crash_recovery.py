@@ -115,7 +115,7 @@ def test_a_recovery_cut_off_anywhere_is_finished_by_anyone(name: str, mounts: No
                                                            monkeypatch: pytest.MonkeyPatch) -> None:
     """Orphans are freed in many batches, fast commits applied in one."""
     print(f"FUSEWIRE_SEED={SEED}")
-    monkeypatch.setattr("fusewire.batchwriter.limits", lambda log: BatchLimits(10, 800))
+    monkeypatch.setattr("fusewire.batchwriter.limits", lambda *_: BatchLimits(10, 800))
     chance, case = random.Random(SEED), CASES[name]
     start = made(case, tmp_path)
     recorder = Recorder(start)
@@ -136,7 +136,7 @@ def test_orphans_of_a_clean_file_system_are_finished_under_the_journal(mounts: N
                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     """The mount says that the file system is in use before it frees anything."""
     print(f"FUSEWIRE_SEED={SEED}")
-    monkeypatch.setattr("fusewire.batchwriter.limits", lambda log: BatchLimits(10, 800))
+    monkeypatch.setattr("fusewire.batchwriter.limits", lambda *_: BatchLimits(10, 800))
     image = Image(tmp_path / "image", f"{SMALL} -O ^orphan_file", mib=8)
     with kernel_mount(image.path, "rw") as mounted:
         write(mounted.root / "cut", b"c" * 3_000_000)

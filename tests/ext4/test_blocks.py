@@ -1,4 +1,4 @@
-"""The block cache: what it promises to operations that are run again (I1, I3), its bounds (I2), failures, views."""
+"""The block cache: what it promises to operations that are run again (I1, I4), its bounds (I2), failures, views."""
 
 import errno
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def held(cache: BlockCache, most: int) -> int:
     return sum(cache.holds(number) for number in range(most))
 
 
-# ---- I1, I2, I3 ------------------------------------------------------------------------------------------------
+# ---- I1, I2, I4 ------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("before", [0, 1, 100, 255, 256, 257, 400, 511, 512, 700])
 def test_i1_a_block_outlives_half_a_cache_of_others(before: int) -> None:
@@ -79,7 +79,7 @@ def test_i2_the_limit_is_in_bytes_of_blocks_and_views() -> None:
     assert BlockCache(65536, BLOCKS, 0).generation_blocks == blocks.MINIMUM_BLOCKS
 
 
-def test_i3_an_operation_as_large_as_a_generation_ends() -> None:
+def test_i4_an_operation_as_large_as_a_generation_ends() -> None:
     """Whatever the order of the blocks, and whatever is in the cache: every miss brings the operation further."""
     chosen, cache = seeded(), cache_of()
     for _ in range(20):
@@ -223,3 +223,29 @@ def test_views_of_one_block_are_bounded() -> None:
     for owner in range(3 * blocks.MOST_VIEWS):
         assert cache.view(5, owner, lambda data, owner=owner: owner + 1) == owner + 1
     assert len(cache.entry(5).views) <= blocks.MOST_VIEWS
+
+
+# ---- I3 --------------------------------------------------------------------------------------------------------
+
+def test_i3_a_block_that_was_changed_while_it_was_read_is_not_admitted() -> None:
+    """Changed, brought home and pushed out again before the read came to its end."""
+    for change in ("pin", "drop"):
+        cache = cache_of()
+        for block in (7, 8, 9):
+            cache.expect(block)
+        if change == "pin":
+            entry = blocks.CachedBlock(b"new")
+            cache.pin(7, entry)
+            cache.unpin(7, entry)
+            admit(cache, *range(1000, 1000 + 3 * cache.generation_blocks))
+        else:
+            cache.drop(7)
+        assert not cache.holds(7)
+        cache.admit_expected({7: b"old", 8: b"eight", 9: OSError(errno.EIO, "")})
+        assert cache.read(8) == b"eight"
+        with pytest.raises(BlockMiss):
+            cache.read(7)
+        with pytest.raises(OSError, match="Errno 5"):
+            cache.read(9)
+        cache.admit({7: b"new"})
+        assert cache.read(7) == b"new"
