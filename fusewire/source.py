@@ -151,9 +151,10 @@ def _open(source: Source, options: MountOptions, progress: _Progress) -> Opened:
     if options.writes:
         return _open_for_writing(source, options, driver, progress)
     notes: list[str] = []
-    if driver.fs.superblock.needs_recovery and not options.noload:
+    from_copy = options.superblock != 1
+    if (driver.fs.superblock.needs_recovery or from_copy) and not options.noload:
         progress.structure = "journal"
-        found = writable.replay_of(driver)
+        found = writable.replay_of(driver, from_copy)
         if found is not None:
             driver = writable.lay_over(driver, lambda device: _driver(device, options), found)
             source.device = driver.device

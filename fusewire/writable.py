@@ -100,8 +100,11 @@ class Recovery(NamedTuple):
         return f"replayed {len(self.replay.transactions)} transactions, {len(self.replay)} blocks,{more} of the journal"
 
 
-def replay_of(driver: Driver) -> Recovery | None:
-    """The journal and what its replay does, None for a file system without one.  ``Corrupt``: it cannot be replayed."""
+def replay_of(driver: Driver, from_copy: bool = False) -> Recovery | None:
+    """The journal and what its replay does, None for a file system without one.  ``Corrupt``: it cannot be replayed.
+
+    ``from_copy``: what was read is a copy of the superblock, which does not know whether there is anything to replay.
+    """
     fs = driver.fs
     file = driver.run(lambda: journalfile.locate(fs))
     if file is None:
@@ -114,7 +117,7 @@ def replay_of(driver: Driver) -> Recovery | None:
         return data
 
     journal = JournalSuperblock.parse(read(0), fs.geometry.block_bytes, file.blocks)
-    if not fs.superblock.needs_recovery and journal.start:
+    if not fs.superblock.needs_recovery and not from_copy and journal.start:
         journal = _dropped(journal)
     return Recovery(file, recovery.recover(journal, file, fs.geometry, read))
 

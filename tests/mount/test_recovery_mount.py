@@ -178,6 +178,19 @@ def test_noload_shows_the_file_system_unreplayed_and_needs_ro(mounts: None, tmp_
     assert sha(image.path) == before
 
 
+def test_a_copy_of_the_superblock_does_not_hide_what_is_to_be_replayed(mounts: None, tmp_path: Path) -> None:
+    """Copies do not have the flag needs_recovery."""
+    image = Image(tmp_path / "image", "-b 1024 -J size=4")
+    expected = image.leave(grown, last=lost)
+    before = sha(image.path)
+    with fusewire_mount(image.path, "ro,noatime,sb=8193") as mounted:
+        assert_same(settled(tree_of(mounted.root)), expected)
+        assert "in memory" in mounted.log_text()
+    with fusewire_mount(image.path, "ro,noatime,sb=8193,noload") as mounted:
+        assert settled(tree_of(mounted.root)) != expected
+    assert sha(image.path) == before
+
+
 def test_a_log_that_needs_no_recovery_is_void(mounts: None, tmp_path: Path) -> None:
     """The flag needs_recovery is off although the log begins somewhere: nothing of it may come back, nor continue what
     we log in its place."""
