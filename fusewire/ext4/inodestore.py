@@ -28,6 +28,7 @@ _MIDDLE_AT, _SIZE_HI_AT, _HIGH_AT, _DTIME_AT = _AT["gid_lo"], _AT["size_hi"], _A
 _EXTRA_AT = BASE_BYTES + _EXTRA_OFFSETS["ctime_extra"]
 _PROJECT_AT = BASE_BYTES + _EXTRA_OFFSETS["projid"]
 _LOW, _LOW16 = 0xFFFFFFFF, 0xFFFF
+_VERSIONS = (1 << 64) - 1
 _MAPPING_FLAGS = inode.FLAG_EXTENTS | inode.FLAG_INLINE_DATA
 MAX_SECTORS_WITHOUT_HUGE = (1 << 32) - 1
 MAX_SIZE_WITHOUT_LARGE = (1 << 31) - 1
@@ -224,7 +225,7 @@ def _project(tx: "Transaction", new: Inode, raw: bytearray, value: int) -> None:
 
 
 def _version(_tx: "Transaction", new: Inode, _raw: bytearray, value: int) -> None:
-    new.version = value if _has(new, "version_hi") else value & _LOW
+    new.version = value & (_VERSIONS if _has(new, "version_hi") else _LOW)
 
 
 def _dtime(_tx: "Transaction", _new: Inode, raw: bytearray, value: int) -> None:

@@ -40,7 +40,6 @@ _JOURNAL_DATA = 0x4000
 _FIXED = FLAG_EXTENTS | FLAG_CASEFOLD | _JOURNAL_DATA
 _ONLY_DIRECTORIES = FLAG_DIRSYNC | FLAG_TOPDIR | FLAG_CASEFOLD | FLAG_PROJINHERIT
 _OTHER_KINDS = FLAG_NODUMP | FLAG_NOATIME
-_VERSIONS = (1 << 64) - 1
 _CAPABILITY = b"capability"
 
 
@@ -56,7 +55,7 @@ def chmod(tx: "Transaction", inode: Inode, mode: int) -> Inode:
 
 def _stamped(tx: "Transaction", inode: Inode, **fields: Any) -> Inode:
     """The inode with new fields, its change dated and counted."""
-    return inodestore.change(tx, inode, **{"ctime": tx.now, "version": inode.version + 1 & _VERSIONS, **fields})
+    return inodestore.change(tx, inode, **{"ctime": tx.now, "version": inode.version + 1, **fields})
 
 
 def chown(tx: "Transaction", inode: Inode, uid: int | None, gid: int | None) -> Inode:

@@ -40,7 +40,7 @@ def set_size(tx: "Transaction", inode: Inode, size: int) -> Inode:
             inode = orphan.add(tx, inode.number)
         if inode.is_regular and tx.geometry.within_block(size):
             tx.after_commit(partial(_note_cut, _writing(tx), inode.number))
-    return inodestore.change(tx, inode, size=size)
+    return inodestore.change(tx, inode, size=size, version=inode.version + (size != inode.size))
 
 
 def _note_cut(writing: Writing, number: int) -> None:

@@ -247,3 +247,18 @@ def test_sizes_of_inodes_that_are_no_files_stay() -> None:
         assert writer.run(orphan.numbers) == [number]
         assert cut(writer, number, 100) == 1
         writer.check()
+
+
+@pytest.mark.parametrize(("form", "most"), [("-t ext4", 1 << 64), ("-t ext3 -I 128", 1 << 32)])
+def test_a_new_size_is_a_new_version_and_versions_wrap_around(form: str, most: int) -> None:
+    with Writer(image(f"{form} -b 1024 -O ^has_journal", 4096)) as writer:
+        number = writer.change(lambda tx: namestore.create(tx, tx.inode(2), b"file", 0o644, Caller(0, 0))).number
+        writer.change(lambda tx: inodestore.change(tx, tx.inode(number), version=most - 2))
+        versions = []
+        for size in (1000, 1000, 5000, 0):
+            writer.change(lambda tx, size=size: truncate.set_size(tx, tx.inode(number), size))
+            versions.append(writer.inode(number).version)
+        assert versions == [most - 1, most - 1, 0, 1]
+        writer.change(lambda tx: inodestore.change(tx, tx.inode(number), version=most - 1))
+        writer.change(lambda tx: namestore.unlink(tx, tx.inode(2), b"file"))
+        writer.commit()
