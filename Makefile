@@ -3,7 +3,7 @@
 # make venv     only .venv with fusewire in it
 # make bench    kernel ext4, fuse2fs and fusewire side by side (BENCH= options: see bench/README.md)
 # For developers: lint, types, unit (needs no root), mount, hostile, model, crash (long: more than ten
-# thousand cuts, and ten minutes each of stress and random data)
+# thousand cuts, ten minutes each of stress and random data, a system's files, databases killed)
 
 PYTHON ?= python3
 VENV   := .venv
@@ -76,6 +76,7 @@ model: $(VENV)/.tested
 	$(SUDO) env FUSEWIRE_LONG=1 $(BIN)/python -m pytest -q tests/model
 
 crash: $(VENV)/.tested
+	@$(MAKE) --no-print-directory debian WANTED="$(NEEDS) $(TEST_NEEDS) postgresql"
 	$(SUDO) env FUSEWIRE_CRASH_CUTS=10000 FUSEWIRE_STRESS_SECONDS=600 \
 	    $(BIN)/python -m pytest -q --timeout 7200 tests/crash tests/stress
 
