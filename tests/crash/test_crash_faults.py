@@ -28,7 +28,7 @@ class Faulty(Recording):
 
     def __init__(self, name: str, call: int | None, fault: Fault | None) -> None:
         self.name, self.seed = name, 0
-        chance = random.Random(name)
+        chance = random.Random(f"{name}:2")      # does much of everything
         self.recorder = Recorder(base(name))
         self.machine = machine = Machine(self.recorder, 1015)
         self.workload = Workload(machine, chance)
