@@ -82,6 +82,7 @@ class BatchWriter:
         self._homeless: Entries = {}    # the newest durable content of blocks whose copies are in the log only
         self.failure: OSError | None = None
         self.discards = discard
+        self._beginning = False         # the first batch of an empty log is being written, and does not count yet
 
     def attempt(self, job: Callable[[], Entries]) -> tuple[Entries, OSError | None]:
         """What a job returns, and None; or why it failed, or one before it (W3)."""
@@ -185,7 +186,8 @@ class BatchWriter:
         if self._log is None:
             return
         try:
-            self._write_journal_super(self._log, self._log.writer.aborted(error.errno or errno.EIO))
+            self._write_journal_super(self._log, self._log.writer.aborted(
+                error.errno or errno.EIO, empty=self._beginning))
             self._device.flush()
         except OSError as further:
             log.error("abort_not_recorded", error=str(further))
@@ -205,6 +207,7 @@ class BatchWriter:
 
     def _write_log(self, journal: Log, batch: ClosedBatch) -> None:
         superblock = journal.writer.begin()
+        self._beginning = superblock is not None
         encoded = journal.writer.encode(sorted(batch.blocks.items()), self._revocations(batch), time.time_ns())
         position, data = encoded.commit
         end = data if superblock is not None else bytes(len(data))
@@ -212,6 +215,7 @@ class BatchWriter:
             self._write_run(journal, first, blocks)
         self._device.flush()
         if superblock is not None:
+            self._beginning = False
             self._write_journal_super(journal, superblock)
         else:
             self._write_run(journal, position, [data])

@@ -191,8 +191,11 @@ class JournalWriter:
             return self.journal.patched(sequence=sequence, start=start)
         return self.journal.emptied(sequence, self.head).raw
 
-    def aborted(self, error: int) -> bytes:
-        """The superblock that records ``error`` (an errno) as the reason why nothing more is written."""
+    def aborted(self, error: int, *, empty: bool = False) -> bytes:
+        """The superblock that records ``error`` (an errno) as the reason why nothing more is written.
+
+        ``empty``: that which ``begin`` gave has not been written, so what is in the log may be torn and does not count.
+        """
         first = self._live[0] if self._live else _Live(self.sequence, self.head, 0)
-        start = first.start if self._begun else 0
+        start = first.start if self._begun and not empty else 0
         return self.journal.patched(sequence=first.sequence, start=start, errno=(1 << 32) - error)
