@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from . import alloc, extentstore, iomap, mapstore
 from .errors import Refused
-from .extents import Run
+from .extents import END_OF_FILE_BLOCKS, Run
 from .inode import Inode
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def allocate(tx: "Transaction", inode: Inode, file_block: int, count: int, *, un
     if room < 1:
         raise Refused(errno.EFBIG)
     count = min(count, hole.file_block + hole.length - file_block, extentstore.MAX_UNWRITTEN, room)
-    goal = goal_of(tx, inode, file_block) if goal is None else goal
+    goal = _goal(tx, inode, hole, file_block) if goal is None else goal
     if not inode.has_extents:
         inode, room = mapstore.prepare(tx, inode, file_block, goal, reserve=reserve)
         count = min(count, room)
@@ -64,12 +64,14 @@ def _ahead(tx: "Transaction", file_block: int, count: int) -> int:
     return min(max(file_block + count, least), most)
 
 
-def goal_of(tx: "Transaction", inode: Inode, file_block: int) -> int:
-    """Where a new block of a file should be: behind the block before it, else at the start of the inode's group."""
-    if file_block:
-        before = iomap.find(tx, inode, file_block - 1)
-        if before.start is not None:
-            return before.start + file_block - before.file_block
+def _goal(tx: "Transaction", inode: Inode, hole: Run, file_block: int) -> int:
+    """Where a block in a hole should be: as far from the extent before it, or from the one behind it, as in the file;
+    without any, at the start of the inode's group."""
+    for neighbour in (hole.file_block - 1, hole.file_block + hole.length):
+        if 0 <= neighbour < END_OF_FILE_BLOCKS:
+            found = iomap.find(tx, inode, neighbour)
+            if found.start is not None and found.start + file_block > found.file_block:
+                return found.start + file_block - found.file_block
     return tx.geometry.first_block_of(tx.geometry.group_of_inode(inode.number)[0])
 
 

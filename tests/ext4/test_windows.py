@@ -23,8 +23,12 @@ def new_file(writer: Writer, name: bytes) -> int:
 
 
 def append(writer: Writer, number: int, count: int) -> None:
-    """Blocks for so many bytes at the end, written; the data themselves are left out."""
-    at = writer.inode(number).size
+    """As ``write``, at the end."""
+    write(writer, number, writer.inode(number).size, count)
+
+
+def write(writer: Writer, number: int, at: int, count: int) -> None:
+    """Blocks for so many bytes, written; the data themselves are left out."""
     end = at + count
     while at < end:
         _, found = writer.change(lambda tx, a=at: iomapwrite.begin(tx, tx.inode(number), a, end - a))
@@ -61,6 +65,17 @@ def test_files_that_grow_in_turn_do_not_mingle(form: str) -> None:
         pointers = 0 if "ext4" in form else 2    # pieces that pointer blocks cut off
         for number in numbers:
             assert pieces(writer, number) <= 8 + pointers, [pieces(writer, each) for each in numbers]
+        writer.check()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_holes_are_filled_where_there_was_room_left_for_them(form: str) -> None:
+    choose = seeded()
+    with Writer(image(form, 64 * KIB)) as writer:
+        number = new_file(writer, b"file")
+        for at in [0, *range(1, 64, 2), *choose.sample(range(2, 64, 2), 31)]:
+            write(writer, number, at * 16 * KIB, 16 * KIB)
+        assert pieces(writer, number) <= 16     # nodes of the tree stand in some of it
         writer.check()
 
 
