@@ -69,7 +69,7 @@ def plan_place(tx: "Transaction", inode: "Inode", offset: int, data: memoryview)
     writes: Writes = []
     position, end = offset, offset + len(data)
     while position < end:
-        inode, mapping = iomapwrite.begin(tx, inode, position, end - position)
+        inode, mapping = iomapwrite.begin(tx, inode, position, end - position, unwritten=False)
         stop = min(mapping.offset + mapping.length, end)
         piece = data[position - offset:stop - offset]
         address = mapping.addr + position - mapping.offset

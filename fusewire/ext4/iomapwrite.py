@@ -4,8 +4,9 @@ Whoever moves the data (the kernel with fuse iomap, else ``fileio``) asks ``begi
 and then calls ``ioend``.
 
 I1  New blocks of files that map by extents are unwritten until ``ioend``: what the device held before is never shown.
-I2  A block map cannot say so.  Its new blocks are flagged ``NEW``: who moves the data fills the rest of each with
-    zeroes, and the batch that maps them waits until the data is durable (``Transaction.wrote_data``).
+I2  A block map cannot say so, and who writes data before the transaction applies need not.  Such new blocks are
+    flagged ``NEW``: who moves the data fills the rest of each with zeroes, and the batch that maps them waits until the
+    data is durable (``Transaction.wrote_data``).
 I3  The size of a file grows in ``ioend`` only.
 """
 
@@ -30,8 +31,11 @@ OP_ZERO = 1 << 1
 OP_OVERWRITE_ONLY = 1 << 6
 
 
-def begin(tx: "Transaction", inode: Inode, pos: int, count: int, op: int = OP_WRITE) -> tuple[Inode, Mapping]:
+def begin(tx: "Transaction", inode: Inode, pos: int, count: int, op: int = OP_WRITE, *,
+          unwritten: bool = True) -> tuple[Inode, Mapping]:
     """Where bytes from ``pos`` on shall be written; holes get blocks, as many as ``count`` asks for.
+
+    ``unwritten``: False for a caller that writes the data before the transaction applies (I2 for all files).
 
     Returns the inode as it is then, and a mapping that holds ``pos``: MAPPED or UNWRITTEN, or HOLE for OP_ZERO, which
     never allocates.
@@ -48,8 +52,8 @@ def begin(tx: "Transaction", inode: Inode, pos: int, count: int, op: int = OP_WR
     geometry = tx.geometry
     limit = min(pos + max(count, 1), tx.max_file_bytes(inode))
     first = geometry.block_of(pos)
-    inode, run = mapping.allocate(tx, inode, first, geometry.blocks_for(limit) - first, unwritten=True, reserve=True,
-                                  appending=True)
+    inode, run = mapping.allocate(tx, inode, first, geometry.blocks_for(limit) - first, unwritten=unwritten,
+                                  reserve=True, appending=True)
     assert run.start is not None
     kind, flags = (UNWRITTEN, DIRTY) if run.unwritten else (MAPPED, DIRTY | NEW)
     return inode, Mapping(geometry.byte_of(run.file_block), geometry.byte_of(run.length), geometry.byte_of(run.start),

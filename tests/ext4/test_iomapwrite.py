@@ -155,6 +155,22 @@ def test_begin_gives_the_same_again(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_who_writes_before_the_transaction_applies_needs_no_unwritten_blocks(form: str) -> None:
+    with Writer(image(form, 8 << 10)) as writer:
+        number, block = new_file(writer), writer.block_bytes
+
+        def at_once(tx: Transaction) -> Mapping:
+            of, found = iomapwrite.begin(tx, tx.inode(number), 0, 2 * block, unwritten=False)
+            iomapwrite.ioend(tx, of, 0, 2 * block)
+            return found
+
+        found = writer.change(at_once)
+        assert found.type == MAPPED and found.flags & NEW and found.length == 2 * block
+        assert writer.inode(number).size == 2 * block
+        assert writer.run(iomap.begin, writer.inode(number), 0, 2 * block).type == MAPPED
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_what_the_flags_ask_for(form: str) -> None:
     with Writer(image(form, 8 << 10)) as writer:
         number, block = new_file(writer), writer.block_bytes
