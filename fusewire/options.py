@@ -57,6 +57,7 @@ class MountOptions:
     reserve_uid: int | None = None      # who may use the reserved blocks; None: whom the superblock names
     reserve_gid: int | None = None
     directory_kib: int = 0              # directories do not grow beyond this; 0: any size
+    own_options: str = ""               # what the superblock asks for as a string; not obeyed
     for_writing: list[str] = field(default_factory=list)    # said of what concerns writing only
     # FUSE
     allow_other: bool | None = None     # None: root's mounts are for everybody, a user's for that user
@@ -83,6 +84,9 @@ class MountOptions:
         """Sentences to log: about options that have no effect, and about what the others mean."""
         ignored = self.ignored if self.writes else [*self.ignored, *self.for_writing]
         said = [f"option {text} has no effect here{_WHY.get(text, '')}" for text in dict.fromkeys(ignored)]
+        if self.own_options:
+            said.append(f"the superblock's own options (tune2fs -E mount_opts) are not obeyed; give them by -o: "
+                        f"{self.own_options}")
         if not self.access:
             said.append("mounted read-only; -o rw mounts for writing")
         if self.writes and self.barrier is False:
@@ -90,8 +94,9 @@ class MountOptions:
                         "device's cache survives it")
         return said
 
-    def obey_superblock(self, defaults: int) -> None:
-        """Take ``default_mount_opts`` of a superblock where the option string says nothing."""
+    def obey_superblock(self, defaults: int, own: bytes = b"") -> None:
+        """Take ``default_mount_opts`` of a superblock where the option string says nothing; note ``mount_opts``."""
+        self.own_options = own.rstrip(b"\0").decode("ascii", "replace")
         for name, bit in (("grpid", DEFAULT_BSDGROUPS), ("discard", DEFAULT_DISCARD)):
             if getattr(self, name) is None:
                 setattr(self, name, bool(defaults & bit))

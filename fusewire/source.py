@@ -206,7 +206,7 @@ def _driver(device: BlockDevice, options: MountOptions) -> Driver:
     superblock = Superblock.parse(_read_superblock(device, options), device.size_bytes)
     geometry = superblock.geometry
     limit = options.cache_bytes or DEFAULT_CACHE_BYTES
-    options.obey_superblock(superblock.fields["default_mount_opts"])
+    options.obey_superblock(superblock.fields["default_mount_opts"], superblock.fields["mount_opts"])
     fs = Ext4(superblock, BlockCache(geometry.block_bytes, geometry.blocks, limit),
               Options(noload=True, minixdf=options.minixdf, user_xattr=options.user_xattr, acl=options.acl,
                       grpid=bool(options.grpid), resuid=options.reserve_uid, resgid=options.reserve_gid,

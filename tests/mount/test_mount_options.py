@@ -80,6 +80,10 @@ def test_the_superblock_has_a_say_where_nothing_was_said() -> None:
         parsed = parse_options(text)
         parsed.obey_superblock(defaults)
         assert (parsed.grpid, parsed.discard, parsed.barrier) == expected
+    owned = parse_options("rw")
+    owned.obey_superblock(0, b"commit=9,nodelalloc".ljust(64, b"\0"))
+    assert owned.notes() == ["the superblock's own options (tune2fs -E mount_opts) are not obeyed; give them by -o: "
+                             "commit=9,nodelalloc"]
     journaled = parse_options("rw")
     journaled.obey_superblock(0x20)
     assert journaled.notes() == ["option data=journal (the superblock's default) has no effect here"]
