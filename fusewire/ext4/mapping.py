@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 SMALL_FILE_BYTES = 256 << 10
 LEAST_AHEAD_BYTES, MOST_AHEAD_BYTES = 64 << 10, 8 << 20
 CROWDED_SHARE = 16      # less than this part of the file system is free
+AHEAD_SHARE = 64        # of what is free: one file may keep so much from others, and all together may not have it all
 EXTENTS_AT_ONCE = 16    # extents freed in one transaction: with their bitmaps, far below the smallest journal's limit
 
 
@@ -51,17 +52,17 @@ def allocate(tx: "Transaction", inode: Inode, file_block: int, count: int, *, un
 
 
 def _ahead(tx: "Transaction", file_block: int, count: int) -> int:
-    """How many blocks to leave to a file that grows by ``count`` blocks from ``file_block`` on: as many as it has.
+    """How many blocks to leave to a file that grows by ``count`` blocks from ``file_block`` on: as many as it has then.
 
     None for the first data of a small file, which often are all; and none on a disk that is almost full.
     """
-    geometry, writing = tx.geometry, tx.writing
-    assert writing is not None
-    if (not file_block and geometry.byte_of(count) < SMALL_FILE_BYTES) or \
-            writing.free_clusters * CROWDED_SHARE < geometry.blocks // geometry.cluster_blocks:
+    geometry = tx.geometry
+    assert tx.writing is not None
+    free = tx.writing.free_clusters * geometry.cluster_blocks
+    if (not file_block and geometry.byte_of(count) < SMALL_FILE_BYTES) or free * CROWDED_SHARE < geometry.blocks:
         return 0
     least, most = geometry.blocks_for(LEAST_AHEAD_BYTES), geometry.blocks_for(MOST_AHEAD_BYTES)
-    return min(max(file_block + count, least), most)
+    return min(max(file_block + count, least), most, free // AHEAD_SHARE)
 
 
 def _goal(tx: "Transaction", inode: Inode, hole: Run, file_block: int) -> int:
