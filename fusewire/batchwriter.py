@@ -82,7 +82,6 @@ class BatchWriter:
         self._homeless: Entries = {}    # the newest durable content of blocks whose copies are in the log only
         self.failure: OSError | None = None
         self.discards = discard
-        self._beginning = False         # the first batch of an empty log is being written, and does not count yet
 
     def attempt(self, job: Callable[[], Entries]) -> tuple[Entries, OSError | None]:
         """What a job returns, and None; or why it failed, or one before it (W3)."""
@@ -186,8 +185,7 @@ class BatchWriter:
         if self._log is None:
             return
         try:
-            self._write_journal_super(self._log, self._log.writer.aborted(
-                error.errno or errno.EIO, empty=self._beginning))
+            self._write_journal_super(self._log, self._log.writer.aborted(error.errno or errno.EIO))
             self._device.flush()
         except OSError as further:
             log.error("abort_not_recorded", error=str(further))
@@ -206,19 +204,17 @@ class BatchWriter:
         return [block for block in batch.revoked if block in self._homeless]
 
     def _write_log(self, journal: Log, batch: ClosedBatch) -> None:
-        superblock = journal.writer.begin()
-        self._beginning = superblock is not None
-        encoded = journal.writer.encode(sorted(batch.blocks.items()), self._revocations(batch), time.time_ns())
+        writer = journal.writer
+        encoded = writer.encode(sorted(batch.blocks.items()), self._revocations(batch), time.time_ns())
         position, data = encoded.commit
-        end = data if superblock is not None else bytes(len(data))
+        end = bytes(len(data)) if writer.begun else data
         for first, blocks in encoded._replace(records=[*encoded.records, (position, end)]).runs():
             self._write_run(journal, first, blocks)
         self._device.flush()
-        if superblock is not None:
-            self._beginning = False
-            self._write_journal_super(journal, superblock)
-        else:
+        if writer.begun:
             self._write_run(journal, position, [data])
+        else:
+            self._write_journal_super(journal, writer.begin())
         self._device.flush()
 
     def _write_run(self, journal: Log, position: int, blocks: list[bytes]) -> None:

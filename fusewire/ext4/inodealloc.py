@@ -125,9 +125,11 @@ def mark(tx: "Transaction", number: int, index: int, directory: bool, *, used: b
     tx.edit(desc.inode_bitmap)[byte] ^= bit
     tx.seal(desc.inode_bitmap, "bitmap", alloc.sealed_elsewhere)
     change = -1 if used else 1
+    if not 0 <= desc.free_inodes + change <= tx.geometry.inodes_per_group:
+        raise Corrupt(Check.BITMAP_MISMATCH, group=number, inode_index=index, free_in_descriptor=desc.free_inodes)
     fields = {"free_inodes": desc.free_inodes + change, "flags": desc.flags & ~INODE_UNINIT}
     if directory:
-        fields["used_dirs"] = max(desc.used_dirs - change, 0)
+        fields["used_dirs"] = min(max(desc.used_dirs - change, 0), tx.geometry.inodes_per_group)
     if used and alloc.has_uninit(tx):
         fields["itable_unused"] = min(desc.itable_unused, tx.geometry.inodes_per_group - index - 1)
     group.change(tx, number, **fields)

@@ -4,8 +4,8 @@ Kernel documentation, ext4, "Journal (jbd2)".  The caller writes what comes out,
 is durable (written, and the device's cache flushed):
 
     EMPTY    the superblock on disk says start 0, or a log without a transaction
-      │      begin() → superblock; encode(batch) → records and commit block, all durable before that is written:
-      ▼      once it is durable, so is the batch, and its blocks may go home
+      │      encode(batch) → records and commit block, all durable before begin() → superblock is written: once that
+      ▼      is durable, so is the batch, and its blocks may go home
     LOGGING  encode(batch) → records, all durable, then the commit block; once that is durable, so is the batch
       │ ▲
       │ └──  checkpoint(sequence) once the blocks of all batches up to it are home and durable → a new superblock;
@@ -111,18 +111,22 @@ class JournalWriter:
 
     # ---- transactions
 
-    def begin(self) -> bytes | None:
-        """The superblock that starts an empty log; None if the log on disk has one already."""
-        if self._begun:
-            return None
+    @property
+    def begun(self) -> bool:
+        """Whether the superblock on disk leads to the log, so that a commit block makes a transaction count."""
+        return self._begun
+
+    def begin(self) -> bytes:
+        """The superblock that starts an empty log, to be written at once."""
         self._begun = True
-        return self.tail_superblock(self.sequence, self.head)
+        first = self._live[0] if self._live else _Live(self.sequence, self.head, 0)
+        return self.tail_superblock(first.sequence, first.start)
 
     def encode(self, blocks: Sequence[tuple[int, bytes]], revocations: Iterable[int], commit_time_ns: int) -> Encoded:
         """The next transaction: (home, content) of each block once, and the blocks freed that must not come back."""
         revoked = sorted(revocations)
         homes = {block for block, _ in blocks}
-        assert self._begun and self.fits(len(blocks), len(revoked))
+        assert self.fits(len(blocks), len(revoked)) and (self._begun or not self._live)
         assert len(homes) == len(blocks) and homes.isdisjoint(revoked)
         assert not revoked or JournalFeature.REVOKE in self.journal
         assert self.journal.wide or max(homes, default=0) < 1 << 32
@@ -191,11 +195,11 @@ class JournalWriter:
             return self.journal.patched(sequence=sequence, start=start)
         return self.journal.emptied(sequence, self.head).raw
 
-    def aborted(self, error: int, *, empty: bool = False) -> bytes:
+    def aborted(self, error: int) -> bytes:
         """The superblock that records ``error`` (an errno) as the reason why nothing more is written.
 
-        ``empty``: that which ``begin`` gave has not been written, so what is in the log may be torn and does not count.
+        Before the log is begun it stays empty: the first transaction may be torn, its commit block there.
         """
         first = self._live[0] if self._live else _Live(self.sequence, self.head, 0)
-        start = first.start if self._begun and not empty else 0
+        start = first.start if self._begun else 0
         return self.journal.patched(sequence=first.sequence, start=start, errno=(1 << 32) - error)

@@ -101,7 +101,6 @@ class Transaction(Ext4):
         self.privileged = privileged
         self._now = now
         self._revoked: set[int] = set()
-        self._created: set[int] = set()
         self._freed: list[tuple[int, int]] = []
         self._held = Held(self.geometry.blocks_per_group // self.geometry.cluster_blocks)
         self.clusters_taken = 0         # allocated less freed
@@ -139,7 +138,6 @@ class Transaction(Ext4):
         """A zeroed block that becomes metadata without being read."""
         if not 0 <= block < self.geometry.blocks:
             raise Corrupt(Check.BLOCK_RANGE, block=block)
-        self._created.add(block)
         self._revoked.discard(block)
         entry = self.overlay.edited[block] = EditedBlock(bytearray(self.geometry.block_bytes), {}, {})
         return entry.data
@@ -151,7 +149,6 @@ class Transaction(Ext4):
     def revoke(self, block: int) -> None:
         """A metadata block was freed: older versions in the journal must not be replayed over what comes next."""
         self.overlay.edited.pop(block, None)
-        self._created.discard(block)
         self._revoked.add(block)
 
     def freed(self, first: int, count: int) -> None:
@@ -190,6 +187,7 @@ class Transaction(Ext4):
             frozen = CachedBlock(bytes(entry.data), entry.views, entry.seals)
             cache.pin(block, frozen)
             batch.blocks[block] = frozen
+        batch.revoked.difference_update(edited)     # the copy in this batch is the one that counts
         self._apply_frees(batch, writing.held)
         batch.wrote_data |= self.wrote_data
         if not self.only_times and (edited or self._revoked or self._freed):
@@ -213,7 +211,6 @@ class Transaction(Ext4):
             raise CommitFirst
 
     def _apply_frees(self, batch: Batch, held: Held) -> None:
-        batch.revoked -= self._created
         for block in self._revoked:
             batch.blocks.pop(block, None)
             self.fs.cache.drop(block)

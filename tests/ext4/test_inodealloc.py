@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -181,3 +182,22 @@ def test_freeing_a_free_inode_is_refused() -> None:
             writer.change(lambda tx: inodealloc.free(tx, 100, False))
         assert caught.value.check is Check.BITMAP_MISMATCH
         writer.check()
+
+
+@pytest.mark.parametrize(("free", "directories"), [(0xFFFFFFFF, 0), (0, 0xFFFFFFFF), (9_000, 9_000)])
+def test_counts_that_no_bitmap_has_are_corruption_and_do_not_overflow(free: int, directories: int) -> None:
+    editor = Editor(image("-t ext4 -b 1024 -O ^has_journal,^metadata_csum,64bit", 8192))
+    with editor.desc(0) as raw:
+        for at, value in ((14, free & 0xFFFF), (46, free >> 16), (16, directories & 0xFFFF), (48, directories >> 16)):
+            raw[at:at + 2] = value.to_bytes(2, "little")
+    path = new_path()
+    path.write_bytes(editor.data)
+    with Writer(path, copy=False) as writer:
+        for number in (11, 12):
+            for used in (False, True):
+                with suppress(Corrupt):
+                    writer.change(lambda tx, number=number, used=used: inodealloc.mark(
+                        tx, 0, number - 1, True, used=used))
+        with pytest.raises((Corrupt, Refused)):
+            writer.change(lambda tx: namestore.mkdir(tx, tx.inode(2), b"new", 0o755, Caller(0, 0)))
+        writer.commit()
