@@ -71,8 +71,9 @@ def _store_counters(fs: "Ext4", writing: Writing, now_seconds: int) -> None:
     with Transaction(fs) as tx:
         tx.must_fit = True
         superstore.change(
-            tx, free_blocks_count_lo=writing.free_clusters & 0xFFFFFFFF, free_inodes_count=writing.free_inodes & 0xFFFFFFFF,
-            wtime=now_seconds & 0xFFFFFFFF, wtime_hi=now_seconds >> 32 & 0xFF)
+            tx, free_blocks_count_lo=writing.free_clusters & 0xFFFFFFFF,
+            free_inodes_count=writing.free_inodes & 0xFFFFFFFF, wtime=now_seconds & 0xFFFFFFFF,
+            wtime_hi=now_seconds >> 32 & 0xFF)
         if tx.is_64bit:
             superstore.change(tx, free_blocks_count_hi=writing.free_clusters >> 32 & 0xFFFFFFFF)
 

@@ -6,6 +6,7 @@ it becomes indexed (``htreestore``), where the file system has that feature, and
 Every function that changes a directory returns it as it is then: with new times and a new version, perhaps larger.
 """
 
+import stat
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -108,7 +109,10 @@ def start(tx: "Transaction", of: Inode, parent: int) -> Inode:
 
 
 def _link(fs: "Ext4", name: bytes, number: int, mode: int) -> Link:
-    return Link(name, number, FILE_TYPES[mode & 0o170000] if fs.has_file_types else 0)
+    kind = FILE_TYPES.get(stat.S_IFMT(mode))
+    if kind is None:
+        raise Corrupt(Check.INODE_MODE, inode=number, mode=f"{mode:#o}")
+    return Link(name, number, kind if fs.has_file_types else 0)
 
 
 def _touched(tx: "Transaction", of: Inode) -> Inode:

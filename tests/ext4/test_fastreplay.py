@@ -419,6 +419,12 @@ def test_nonsense_is_corruption(changes: list[Change]) -> None:
         assert refused.value.check is Check.FASTCOMMIT_RECORD
 
 
+def test_a_name_for_what_is_no_kind_of_file_is_corruption() -> None:
+    with Writer(image(SHAPES["1k"], 8192)) as writer, pytest.raises(Corrupt) as refused:
+        apply(writer, [InodeImage(20, raw_inode(0, 1)), Create(2, 20, b"file")])
+    assert refused.value.check is Check.INODE_MODE
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_any_records_are_applied_or_refused(seed: int) -> None:
     """Records in any order, about anything: nothing but known errors, and what is stored can be read."""
