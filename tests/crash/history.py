@@ -69,20 +69,22 @@ class History:
     """The thread: ``work`` does random things, each at a position (in bytes) of the log of the device."""
 
     def __init__(self, root: bytes, number: int, chance: random.Random, position: Callable[[], int],
-                 has_extents: bool, hears_syncfs: bool) -> None:
-        """``hears_syncfs``: the kernel tells fusewire of syncfs(2), as it does on block devices only."""
+                 has_extents: bool, options: frozenset[str]) -> None:
+        """``options`` of the mount: with "noloop" the kernel does not tell fusewire of syncfs(2); "sync" and "dirsync"
+        make everything, or the names, durable at once."""
         self.root, self.top, self.chance, self.position = root, b"/w%d" % number, chance, position
         self.names: Names = {self.top: Entry(stat.S_IFDIR | 0o755, Kept(), 2)}
         self.steps: list[tuple[int, Names]] = [(0, self.names)]
         self.floors: list[tuple[int, int]] = []
         self.serial, self.ended = 0, False
+        self.sync, self.dirsync = "sync" in options, not options.isdisjoint(("sync", "dirsync"))
         self.held: list[int] = []
         self.kinds: list[tuple[Callable[[], None], int]] = [
             (self.create, 8), (self.mkdir, 3), (self.symlink, 2), (self.link, 3), (self.unlink, 6), (self.rmdir, 2),
             (self.rename, 6), (self.exchange, 2), (self.replace, 4), (self.tmpfile, 2), (self.hold, 2),
             (self.write, 20), (self.append, 8), (self.write_direct, 4), (self.truncate, 5), (self.chmod, 2),
             (self.set_xattr, 4), (self.fsync, 6)]
-        if hears_syncfs:
+        if "noloop" not in options:
             self.kinds += [(self.syncfs, 1)]
         if has_extents:
             self.kinds += [(self.reserve, 3), (self.punch, 3)]
@@ -106,8 +108,15 @@ class History:
 
     # ---- steps
 
-    def _step(self, after: Names, touched: list[Kept], call: Callable[..., object], *arguments: object) -> bool:
+    def _name(self, after: Names, touched: list[Kept], call: Callable[..., object], *arguments: object) -> bool:
         """Change names; False if there was no room."""
+        done = self._step(after, touched, call, *arguments)
+        if done and self.dirsync:
+            self.floors.append((self.position(), len(self.steps) - 1))
+        return done
+
+    def _step(self, after: Names, touched: list[Kept], call: Callable[..., object], *arguments: object) -> bool:
+        """Change what names show; False if there was no room."""
         self.steps.append((self.position(), after))
         try:
             call(*arguments)
@@ -121,12 +130,16 @@ class History:
         self.names = after
         for kept in touched:
             kept.step = len(self.steps) - 1
+        if self.sync:
+            self.floors.append((self.position(), len(self.steps) - 1))
         return True
 
     def _put(self, kept: Kept, data: bytes, call: Callable[..., object], *arguments: object) -> None:
         """Change the content of a file."""
         kept.versions.append((self.position(), data))
         self._alive(call, *arguments)
+        if self.sync:
+            self._told(kept, len(kept.versions) - 1)
 
     def _alive(self, call: Callable[..., Any], *arguments: object) -> Any:
         try:
@@ -183,7 +196,7 @@ class History:
             return self.unlink()
         folder, path = self._new()
         kept = Kept()
-        self._step(self.names | {path: Entry(stat.S_IFREG | 0o644, kept)}, [kept, self.names[folder].kept],
+        self._name(self.names | {path: Entry(stat.S_IFREG | 0o644, kept)}, [kept, self.names[folder].kept],
                    os.mknod, self.root + path, stat.S_IFREG | 0o644)
         return None
 
@@ -194,14 +207,14 @@ class History:
         kept, parent = Kept(), self.names[folder].kept
         after = self.names | {path: Entry(stat.S_IFDIR | 0o755, kept, 2)}
         self._linked(after, parent, 1)
-        self._step(after, [kept, parent], os.mkdir, self.root + path, 0o755)
+        self._name(after, [kept, parent], os.mkdir, self.root + path, 0o755)
 
     def symlink(self) -> None:
         folder, path = self._new()
         if len(self.names) > NAMES_MOST:
             return
         kept, target = Kept(), b"t" * self.chance.choice((5, 59, 60, 500))
-        self._step(self.names | {path: Entry(stat.S_IFLNK | 0o777, kept, data=target)},
+        self._name(self.names | {path: Entry(stat.S_IFLNK | 0o777, kept, data=target)},
                    [kept, self.names[folder].kept], os.symlink, target, self.root + path)
 
     def link(self) -> None:
@@ -211,7 +224,7 @@ class History:
         kept = self.names[old].kept
         after = self.names | {path: self.names[old]}
         self._linked(after, kept, 1)
-        self._step(after, [kept, self.names[folder].kept], os.link, self.root + old, self.root + path)
+        self._name(after, [kept, self.names[folder].kept], os.link, self.root + old, self.root + path)
 
     def unlink(self) -> None:
         path = self._some(lambda entry: not entry.is_dir)
@@ -220,7 +233,7 @@ class History:
         kept, after = self.names[path].kept, dict(self.names)
         del after[path]
         self._linked(after, kept, -1)
-        self._step(after, [kept, self.names[self._folder(path)].kept], os.unlink, self.root + path)
+        self._name(after, [kept, self.names[self._folder(path)].kept], os.unlink, self.root + path)
 
     def rmdir(self) -> None:
         path = self._some(lambda entry: entry.is_dir)
@@ -229,7 +242,7 @@ class History:
         parent, after = self.names[self._folder(path)].kept, dict(self.names)
         del after[path]
         self._linked(after, parent, -1)
-        self._step(after, [parent], os.rmdir, self.root + path)
+        self._name(after, [parent], os.rmdir, self.root + path)
 
     def rename(self) -> None:
         """To a new name, or over a file."""
@@ -256,7 +269,7 @@ class History:
         if moved.is_dir:
             self._linked(after, touched[1], -1)
             self._linked(after, touched[2], 1)
-        return self._step(after, touched, os.rename, self.root + old, self.root + new)
+        return self._name(after, touched, os.rename, self.root + old, self.root + new)
 
     def exchange(self) -> None:
         one, other = (self._some(lambda entry: not entry.is_dir) for _ in range(2))
@@ -264,7 +277,7 @@ class History:
             return
         after = self.names | {one: self.names[other], other: self.names[one]}
         touched = [self.names[path].kept for path in (one, other, self._folder(one), self._folder(other))]
-        self._step(after, touched, renameat2, self.root + one, self.root + other, EXCHANGE)
+        self._name(after, touched, renameat2, self.root + one, self.root + other, EXCHANGE)
 
     def replace(self) -> None:
         """A new content by the usual steps: write aside, fsync, rename over, fsync the directory."""
@@ -274,7 +287,7 @@ class History:
         folder = self._folder(old)
         aside, kept = folder + b"/aside-%d" % self.serial, Kept()
         self.serial += 1
-        if not self._step(self.names | {aside: Entry(stat.S_IFREG | 0o644, kept)},
+        if not self._name(self.names | {aside: Entry(stat.S_IFREG | 0o644, kept)},
                           [kept, self.names[folder].kept], os.mknod, self.root + aside, stat.S_IFREG | 0o644):
             return
         self._write(kept, aside, 0, self._bytes(), os.fsync)
@@ -291,7 +304,7 @@ class History:
         try:
             self._put(kept, data, os.pwrite, fd, data, 0)
             self._alive(os.fchmod, fd, 0o644)
-            if self._step(self.names | {path: Entry(stat.S_IFREG | 0o644, kept)}, [kept, self.names[folder].kept],
+            if self._name(self.names | {path: Entry(stat.S_IFREG | 0o644, kept)}, [kept, self.names[folder].kept],
                           link_opened, fd, self.root + path) and self.chance.random() < 0.5:
                 self._sync(kept, fd)
         finally:

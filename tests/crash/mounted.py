@@ -40,6 +40,7 @@ from tests.mounting import (
 
 THREADS = 3
 OPERATIONS = (40, 120, 250)
+OPTIONS = ("rw", "rw", "rw,noloop", "rw,cache_size=1", "rw,commit=1", "rw,sync", "rw,dirsync")
 KILLED = 0.5        # of the recordings end with the daemon being killed
 
 
@@ -64,11 +65,11 @@ class MountedRecording(Recording):
 
     def _record(self, path: Path, log: Path, chance: random.Random) -> None:
         """Have the threads do their work; ``histories`` and ``ready`` tell of it in positions of the log."""
-        options = chance.choice(("rw", "rw", "rw,noloop", "rw,cache_size=1"))
+        self.options = options = chance.choice(OPTIONS)
         with recorded_mount(path, log, options, self.killed) as (root, process):
             self.histories = [
                 History(os.fsencode(root), number, random.Random(f"{self.name}:{self.seed}:{number}"),
-                        lambda: log.stat().st_size, not self.name.startswith("ext3"), "noloop" not in options)
+                        lambda: log.stat().st_size, not self.name.startswith("ext3"), frozenset(options.split(",")))
                 for number in range(THREADS)]
             for history in self.histories:
                 history.begin()
@@ -202,7 +203,8 @@ def main(name: str, seed: str, cuts: str = "300") -> None:
     private_mounts()
     recording = MountedRecording(name, int(seed))
     print(f"{len(recording.recorder.events)} events from {recording.ready}, {len(Cuts(recording.recorder).flushes)} "
-          f"flushes, steps {[len(history.steps) for history in recording.histories]}, killed {recording.killed}")
+          f"flushes, steps {[len(history.steps) for history in recording.histories]}, killed {recording.killed}, "
+          f"{recording.options}")
     sweep = MountedSweep(recording, 0.2, 0.2, 0.05)
     sweep.run(int(cuts))
     print(f"{sweep.checked}, {len(sweep.states)} states")

@@ -154,7 +154,7 @@ def test_what_was_committed_survives_a_kill(form: str, mounts: None, tmp_path: P
 def insert_until_killed(daemon: Daemon, last: int, rows: int) -> int:
     """Commit a row after the other while pgbench runs, and kill the daemon after some; the last that was committed."""
     cluster = Cluster(daemon.root)
-    load = subprocess.Popen(cluster.command("pgbench", "-c", "2", "-T", "600"), stdout=subprocess.DEVNULL,
+    load = subprocess.Popen(cluster.command("pgbench", "-n", "-c", "2", "-T", "600"), stdout=subprocess.DEVNULL,
                             stderr=subprocess.DEVNULL, env=cluster.environment, cwd="/")
     client = subprocess.Popen(cluster.command("psql", *ASKING), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                               stderr=subprocess.DEVNULL, env=cluster.environment, cwd="/", text=True, bufsize=1)
