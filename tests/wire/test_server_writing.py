@@ -11,8 +11,10 @@ import pytest
 
 from fusewire import uapi
 from fusewire.blockdev import BlockDevice, Buffer
-from fusewire.ext4.batch import BatchLimits
+from fusewire.ext4 import iomapwrite
 from fusewire.ext4.filesystem import Options
+from fusewire.ext4.inode import Inode
+from fusewire.ext4.transaction import CommitFirst, Transaction
 from fusewire.options import MountOptions
 from fusewire.source import open_file_system, open_source
 from tests.ext4.driver import Core, run_tool
@@ -206,57 +208,37 @@ def spoil(peer: Peer, node: int, size: int) -> None:
     peer.device.write(start * 512 + inside, [(STALE * 1000)[:end]])
 
 
+@pytest.mark.parametrize("way", ["write", "copy"])
 @pytest.mark.parametrize("image", FORMS[:1], indirect=True)
-def test_a_copy_that_waits_starts_over_from_what_is_there_then(image: Path) -> None:
-    """Between room made for data and the data counting nobody may come: not who cuts the file and reserves again."""
+def test_data_whose_transaction_has_to_wait_are_placed_anew(image: Path, way: str,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    """Meanwhile the file is cut, and room reserved in it that holds old bytes: these must not become data."""
+    refused: list[int] = []
+    real = iomapwrite.ioend
+
+    def refuse_once(tx: Transaction, inode: Inode, pos: int, written: int) -> Inode:
+        if not refused:
+            refused.append(inode.number)
+            raise CommitFirst
+        return real(tx, inode, pos, written)
+
     with served(image, Device, access="rw") as peer:
         peer.init()
-        source, target = create(peer, b"source"), create(peer)
-        assert write(peer, source, 0, b"copy" * 16384) == 0
+        source, target, data = create(peer, b"source"), create(peer), b"copy" * 16384
+        assert write(peer, source, 0, data) == 0 and write(peer, target, 0, OLD) == 0
         device_of(peer).gate.clear()
-        syncing = peer.send(uapi.FUSE_FSYNC, source, uapi.fsync_in.encode())
-        create(peer, b"more")   # a batch is on its way, so the next one stays open
-        writing = peer.session.fs.writing
-        assert writing is not None
-        limits, writing.limits = writing.limits, BatchLimits(len(writing.batch.blocks))
-        body = uapi.copy_file_range_in.encode(nodeid_out=target, len=65536)
-        copying = peer.send(uapi.FUSE_COPY_FILE_RANGE, source, body)
+        monkeypatch.setattr(iomapwrite, "ioend", refuse_once)
+        if way == "copy":
+            body = uapi.copy_file_range_in.encode(nodeid_out=target, off_out=16384, len=len(data))
+            asked = peer.send(uapi.FUSE_COPY_FILE_RANGE, source, body)
+        else:
+            asked = peer.send(uapi.FUSE_WRITE, target, uapi.write_in.encode(offset=16384, size=len(data)) + data)
         assert peer.is_alive()
-        writing.limits = limits
+        assert refused == [peer.session.number_of(target)]
         resize(peer, target, 0)
-        allocate(peer, target, 0, 100_000, KEEP_SIZE)
+        allocate(peer, target, 0, 200_000, KEEP_SIZE)
         device_of(peer).gate.set()
-        assert peer.receive(syncing).error == peer.receive(copying).error == 0
-        assert content(peer, target) == b"copy" * 16384
-        allocate(peer, target, 0, 100_000)
-        assert content(peer, target) == (b"copy" * 16384).ljust(100_000, b"\0")
-
-
-# ---- a full disk ---------------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("image", FORMS, indirect=True)
-def test_a_request_that_overtakes_a_forget_finds_the_room(image: Path) -> None:
-    """The kernel has sent FORGET of a deleted file before, but may hand over up to eight requests first."""
-    with served(image, Device, access="rw") as peer:
-        peer.init()
-        big, other = create(peer, b"big"), create(peer, b"other")
-        assert write(peer, other, 0, b"some") == 0
-        offset = 0
-        for size in (64 << 10, 1 << 10):
-            while write(peer, big, offset, bytes(size)) == 0:
-                offset += size
-        made, names = 0, [b"%d" % number for number in range(1000)]
-        mode = uapi.mkdir_in.encode(mode=0o755)
-        while peer.call(uapi.FUSE_MKDIR, 1, mode + names[made] + b"\0").errno != errno.ENOSPC:
-            made += 1
-        sync(peer, other)
-        assert peer.call(uapi.FUSE_UNLINK, 1, b"big\0").error == 0
-        device_of(peer).gate.clear()    # the loop stands still in this write
-        held = peer.send(uapi.FUSE_WRITE, other, uapi.write_in.encode(offset=0, size=len(HELD)) + HELD)
-        asked = [peer.send(uapi.FUSE_MKDIR, 1, mode + b"new-%d\0" % number) for number in range(3)]
-        peer.send(uapi.FUSE_FORGET, big, uapi.forget_in.encode(nlookup=1))
-        device_of(peer).gate.set()
-        assert peer.receive(held).error == 0
-        assert [peer.receive(number).error for number in asked] == [0, 0, 0]
-        assert write(peer, other, 0, bytes(512 << 10)) == 0
-    run_tool("e2fsck", "-fn", image)
+        assert peer.receive(asked).error == 0
+        assert content(peer, target) == bytes(16384) + data
+        allocate(peer, target, 0, 200_000)
+        assert content(peer, target) == (bytes(16384) + data).ljust(200_000, b"\0")
