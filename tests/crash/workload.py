@@ -345,6 +345,12 @@ class Workload:
         after = node.data.ljust(offset, b"\0")[:offset] + data + node.data[offset + len(data):]
         apart = self.has_extents and self.chance.random() < 0.5
 
+        def reserve(tx: Transaction) -> None:
+            found, at = tx.inode(node.number), offset
+            while at < offset + len(data):
+                found, mapping = iomapwrite.begin(tx, found, at, offset + len(data) - at)
+                at = mapping.offset + mapping.length
+
         def move(tx: Transaction) -> None:
             plan = filewrite.plan_write(tx, tx.inode(node.number), offset, memoryview(data))
             node.versions.append((len(self.machine.device.events), after))
@@ -356,6 +362,8 @@ class Workload:
         def end(tx: Transaction) -> None:
             iomapwrite.ioend(tx, tx.inode(node.number), offset, len(data))
 
+        if apart:
+            self.machine.change(reserve)
         self.machine.change(move)
         if apart:
             self.breathe()
