@@ -93,14 +93,19 @@ def run_round(number: int, works: list[Workload], sides: list[str], cache: Path,
         names = [name for name in sides if name in work.sides and number < min(work.rounds, SIDES[name].rounds)]
         if not names:
             continue
-        print(f"round {number + 1}: {work.name}", file=sys.stderr, flush=True)
         image = cached(work.image, cache)
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
+            began = time.monotonic()
             try:
-                results.add(work.name, name, measure_once(work, SIDES[name], image))
+                sample = measure_once(work, SIDES[name], image)
+                results.add(work.name, name, sample)
+                said = f"{sample.value:.4g} {work.unit}"
             except Exception as error:  # one broken figure must not cost the others; the table says so
-                results.fail(work.name, name, f"{type(error).__name__}: {error}")
+                said = f"{type(error).__name__}: {error}"
+                results.fail(work.name, name, said)
+            took = time.monotonic() - began
+            print(f"round {number + 1}: {work.name} {name} {said} (took {took:.0f} s)", file=sys.stderr, flush=True)
 
 
 def lacking() -> list[str]:
