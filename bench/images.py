@@ -23,7 +23,7 @@ DIRECTORY_FILES = 20_000
 SMALL_DIRECTORY_FILES = 3000
 LARGE_FILE_BYTES = GIB
 DATA_BYTES = GIB // 4
-BIG_NAMES, SMALL_NAMES, SMALL_DIRECTORIES = 100_000, 1000, 50
+BIG_NAMES, SMALL_NAMES, SMALL_DIRECTORIES = 100_000, 1000, 100
 MILLION = 1_000_000
 WITH_SBIN = os.environ | {"PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"}
 
@@ -129,7 +129,7 @@ def make_data(path: Path) -> None:
 
 
 def make_directories(path: Path) -> None:
-    """``big`` of 100,000 empty files and 50 directories ``small-…`` of 1,000."""
+    """``big`` of 100,000 empty files and 100 directories ``small-…`` of 1,000."""
     make_empty(path)
     with kernel_mount(path, "rw,noatime") as mounted:
         for name, count in [("big", BIG_NAMES)] + [(f"small-{i:02}", SMALL_NAMES) for i in range(SMALL_DIRECTORIES)]:

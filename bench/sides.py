@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.mounting import Mount, fuse2fs_mount, fusewire_command, fusewire_environment, fusewire_mount, kernel_mount
+
+CPU_OF_PROCESS = 2  # in the number of a clock: time that the scheduler has counted (clock_getcpuclockid(3))
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,8 @@ def start_detached(side: Side, image: Path, target: Path, mode: str) -> None:
 
 
 def cpu_ns(pid: int) -> int:
-    """Processor time that all threads of ``pid`` have used [ns]."""
-    tasks = Path(f"/proc/{pid}/task")
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir())
+    """Processor time that all threads of ``pid`` have used, those that have ended too [ns]."""
+    return time.clock_gettime_ns(~pid << 3 | CPU_OF_PROCESS)
 
 
 def resident_bytes(pid: int, field: str = "VmRSS") -> int:
