@@ -132,18 +132,20 @@ class Windows:
 
 
 class Cuts:
-    """Files that were cut within a block.  What was cut off stands behind their end until the cut is durable, for a
+    """Files that were cut.  What was cut off within a block stands behind their end until the cut is durable, for a
     crash brings the old size back; then it is to be cleared."""
 
     def __init__(self) -> None:
-        self._batches: dict[int, int] = {}      # file → the batch with its last cut
-        self._unfinished: set[int] = set()      # blocks behind their end are still being freed
+        self._batches: dict[int, int] = {}      # file that was cut within a block → the batch with its last cut
+        self._unfinished: set[int] = set()      # files of which blocks are still being freed
         self._durable = 0
 
-    def add(self, number: int, batch: int) -> None:
+    def add(self, number: int, batch: int, within_block: bool) -> None:
         """A file is cut in a batch; freeing its blocks begins."""
-        self._batches[number] = batch
+        self.remove(number)
         self._unfinished.add(number)
+        if within_block:
+            self._batches[number] = batch
 
     def finish(self, number: int) -> None:
         """No block is left behind the end of a file."""
@@ -161,6 +163,10 @@ class Cuts:
         for number in due:
             self.remove(number)
         return due
+
+    def is_unfinished(self, number: int) -> bool:
+        """Whether blocks of a file are still being freed."""
+        return number in self._unfinished
 
     def is_open(self, number: int) -> bool:
         """Whether a file was cut, and that is not durable."""

@@ -38,13 +38,13 @@ def set_size(tx: "Transaction", inode: Inode, size: int) -> Inode:
         tx.after_commit(partial(_writing(tx).windows.drop, inode.number))
         if inode.links:
             inode = orphan.add(tx, inode.number)
-        if inode.is_regular and tx.geometry.within_block(size):
-            tx.after_commit(partial(_note_cut, _writing(tx), inode.number))
+        if inode.is_regular:
+            tx.after_commit(partial(_note_cut, _writing(tx), inode.number, bool(tx.geometry.within_block(size))))
     return inodestore.change(tx, inode, size=size, version=inode.version + (size != inode.size))
 
 
-def _note_cut(writing: Writing, number: int) -> None:
-    writing.cuts.add(number, writing.batch.number)
+def _note_cut(writing: Writing, number: int, within_block: bool) -> None:
+    writing.cuts.add(number, writing.batch.number, within_block)
 
 
 def _writing(tx: "Transaction") -> Writing:
@@ -56,17 +56,18 @@ def shrink(tx: "Transaction", inode: Inode) -> tuple[Inode, bool]:
     """Free blocks behind the end of a file, as many as one transaction should; whether all are free."""
     inode, done = mapping.unmap(tx, inode, tx.geometry.blocks_for(inode.size), END_OF_FILE_BLOCKS)
     cuts = _writing(tx).cuts
-    if done and inode.number in cuts:
+    if done:
         tx.after_commit(partial(cuts.finish, inode.number))
-    elif done:
-        inode = _whole(tx, inode)
+        if inode.number not in cuts:
+            inode = _whole(tx, inode)
     return inode, done
 
 
 def cleared(tx: "Transaction", inode: Inode) -> None:
     """What stood behind the end of a cut file, in its last block, is zero on the device."""
-    _whole(tx, inode)
     tx.wrote_data = True
+    if not _writing(tx).cuts.is_unfinished(inode.number):   # it was cut again: who does that, ends it
+        _whole(tx, inode)
 
 
 def _whole(tx: "Transaction", inode: Inode) -> Inode:

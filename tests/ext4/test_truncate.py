@@ -77,6 +77,31 @@ def test_a_file_that_is_being_cut_is_an_orphan_until_the_end(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("second", [0, 1])
+def test_a_file_that_is_cut_again_while_its_tail_is_cleared_stays_an_orphan(form: str, second: int) -> None:
+    with Writer(image(form, 16 << 10)) as writer:
+        number, block = new_file(writer), writer.block_bytes
+        for at in range(0, 100, 2):
+            write(writer, number, at * block, block)
+        assert writer.fs.writing is not None
+        cuts = writer.fs.writing.cuts
+        cut(writer, number, 98 * block + 1)
+        assert writer.run(orphan.numbers) == [number]
+        cuts.remove(number)     # as when clearing has begun
+        writer.change(lambda tx: truncate.set_size(tx, tx.inode(number), second))
+        assert not writer.change(lambda tx: truncate.shrink(tx, tx.inode(number)))[1], "all was freed at once"
+        writer.change(lambda tx: truncate.cleared(tx, tx.inode(number)))
+        writer.commit()
+        assert writer.run(orphan.numbers) == [number]
+        while not writer.change(lambda tx: truncate.shrink(tx, tx.inode(number)))[1]:
+            pass
+        assert writer.run(orphan.numbers) == ([number] if second else [])
+        writer.settle()
+        assert writer.run(orphan.numbers) == []
+        writer.check()
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_every_step_can_be_run_again(form: str) -> None:
     """Random sizes, holes and reservations, each step twice, against a dictionary."""
     choose = seeded()
