@@ -2,11 +2,12 @@
 
 P1  A commit block is written alone, where zeroes were durable before; or the log does not lead there yet.
 P2  A block of the log is not written while a superblock may be on disk whose log holds it.
+P3  The log's tail moves only when all that was written home is durable.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from fusewire.batchwriter import Log
 from fusewire.ext4 import journalformat
@@ -25,19 +26,22 @@ class Protocol:
         self._block_bytes, self._blocks = block_bytes, log.file.blocks
         self._tails: list[int] = []                 # sequences that superblocks which may be on disk begin with
         self._spans: dict[int, list[int]] = {}      # sequence → journal blocks of a transaction
-        self._begun = False
+        self._begun = self._homeward = False        # homeward: blocks were written home and not flushed
         self._zeroed: set[int] = set()
         self._unflushed: set[int] = set()
         self._open: list[int] = []                  # journal blocks written since the last commit block
         self.commits = self.tail_moves = 0
 
-    def follow(self, events: list[Event]) -> None:
-        """Raise AssertionError at the first event that breaks a rule."""
-        for event in events:
+    def follow(self, events: list[Event], data_events: Container[int]) -> None:
+        """Raise AssertionError at the first event that breaks a rule; ``data_events`` are writes of file data."""
+        for index, event in enumerate(events):
             if isinstance(event, Write):
-                for position, data in self._journal_writes(event):
+                logged = list(self._journal_writes(event))
+                self._homeward |= not logged and index not in data_events
+                for position, data in logged:
                     self._super(data) if position == 0 else self._ring(position, data)
             else:
+                self._homeward = False
                 self._tails = self._tails[-1:]
                 self._zeroed |= self._unflushed
                 self._unflushed.clear()
@@ -51,6 +55,7 @@ class Protocol:
 
     def _super(self, data: bytes) -> None:
         journal = JournalSuperblock.parse(data, self._block_bytes, self._blocks)
+        assert not self._homeward, f"the log begins with {journal.sequence} before what it held is at home"
         self._tails.append(journal.sequence)
         self._begun = bool(journal.start)
         self.tail_moves += 1
