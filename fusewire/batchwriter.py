@@ -6,15 +6,15 @@
 The first batch of an empty log is written with its commit block, and durable when the journal's superblock, which then
 says that the log begins there, is.
 
-W1  File data that operations have written, and the records, are flushed before the sector is written that makes the
+B1  File data that operations have written, and the records, are flushed before the sector is written that makes the
     batch durable: a batch that names data is never durable before the data.
-W2  A block goes home only after the batch that holds it is durable; the log's tail moves only after that is flushed.
-W3  After a failed write nothing more is written but a note of it.
-W4  A commit block cannot be torn: its place is zeroed, durably, before it is written, and only its first sector holds
+B2  A block goes home only after the batch that holds it is durable; the log's tail moves only after that is flushed.
+B3  After a failed write nothing more is written but a note of it.
+B4  A commit block cannot be torn: its place is zeroed, durably, before it is written, and only its first sector holds
     anything.  What old blocks leave in the others would fail its checksum, and recovery then refuses the whole log.
-W5  Only a block whose copy the log holds needs a revocation, and an empty log needs none.  So the size of a batch is
+B5  Only a block whose copy the log holds needs a revocation, and an empty log needs none.  So the size of a batch is
     that of its blocks (``limits``), whatever it frees.
-W6  What a durable batch freed is discarded before anybody hears that it is durable, so before it is used again.
+B6  What a durable batch freed is discarded before anybody hears that it is durable, so before it is used again.
 
 A ``BatchWriter`` sees closed batches, the journal's writer and the device, nothing else: it may run in a thread
 (``committer``).
@@ -84,7 +84,7 @@ class BatchWriter:
         self.discards = discard
 
     def attempt(self, job: Callable[[], Entries]) -> tuple[Entries, OSError | None]:
-        """What a job returns, and None; or why it failed, or one before it (W3)."""
+        """What a job returns, and None; or why it failed, or one before it (B3)."""
         if self.failure is None:
             try:
                 return job(), None
@@ -171,7 +171,7 @@ class BatchWriter:
         return home
 
     def _discard(self, batch: ClosedBatch) -> None:
-        """Tell the device what a durable batch freed (W6); one that does not want to know is not told again."""
+        """Tell the device what a durable batch freed (B6); one that does not want to know is not told again."""
         try:
             for offset, length in freed_ranges(self._geometry, batch.freed):
                 self._device.discard(offset, length)
@@ -200,7 +200,7 @@ class BatchWriter:
         return home
 
     def _revocations(self, batch: ClosedBatch) -> list[int]:
-        """The freed blocks that a replay would write otherwise (W5)."""
+        """The freed blocks that a replay would write otherwise (B5)."""
         return [block for block in batch.revoked if block in self._homeless]
 
     def _write_log(self, journal: Log, batch: ClosedBatch) -> None:

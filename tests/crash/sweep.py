@@ -86,7 +86,8 @@ class Recording:
         self.snapshots: dict[int, tuple[Snapshot, int]] = {0: (first, 0), **machine.closed}
         self.journal = set(self._journal_blocks())
         if machine.log is not None:
-            Protocol(machine.log, machine.fs.geometry.block_bytes).follow(self.recorder.events, self.workload.data_events)
+            protocol = Protocol(machine.log, machine.fs.geometry.block_bytes)
+            protocol.follow(self.recorder.events, self.workload.data_events)
 
     def _place(self, chance: random.Random) -> tuple[int | None, int | None]:
         """Where the log begins, and with which number: near the ends of the ring and of the numbers, too."""
