@@ -47,7 +47,6 @@ def durable(fs: "Ext4", closed: ClosedBatch) -> list[int]:
     """The batch will survive a crash: what it freed may be used again.  The files to be cleared, see ``batch.Cuts``."""
     assert fs.writing is not None
     allow_reuse(fs, closed)
-    fs.writing.longest.clear()
     return fs.writing.cuts.durable(closed.number)
 
 
@@ -57,6 +56,7 @@ def allow_reuse(fs: "Ext4", batch: Batch | ClosedBatch) -> None:
     for first, count in batch.freed:
         fs.writing.held.remove(first, count)
     batch.freed.clear()
+    fs.writing.longest.clear()
 
 
 def home(fs: "Ext4", entries: Mapping[int, CachedBlock]) -> None:

@@ -27,6 +27,7 @@ from fusewire.ext4 import (
     inodestore,
     iomap,
     iomapwrite,
+    mapping,
     namespace,
     namestore,
     orphan,
@@ -401,6 +402,36 @@ def test_a_replay_without_room_for_its_nodes_says_so() -> None:
             writable._apply_fast_commits(driver, SimpleNamespace(fast_commits=changes),  # type: ignore[arg-type]
                                          BatchLimits(MOST_BLOCKS))
         device.close()
+
+
+def test_a_replay_on_a_full_disk_uses_what_it_has_freed() -> None:
+    """The kernel had the blocks back after an earlier commit."""
+    with Writer(image("-t ext3 -b 1024 -I 128 -O ^has_journal -N 64 -m 0", 512)) as writer:
+        made = writer.change(lambda tx: namestore.create(tx, tx.inode(2), b"file", 0o644, ROOT))
+        at = 0
+        with suppress(Refused):
+            while True:
+                at = fill(writer, made.number, at)
+        writer.commit()
+        assert not writer.run(alloc_free)
+        device = BlockDevice(os.open(writer.path, os.O_RDWR))
+        folders: list[Change] = []
+        for number in (20, 21, 22):
+            folder = raw_inode(stat.S_IFDIR | 0o755, 2, flags=0)[:128]
+            folders += [InodeImage(number, folder), Create(2, number, b"d%d" % number)]
+        writable._apply_fast_commits(
+            writable.Driver(device, writer.fs), SimpleNamespace(  # type: ignore[arg-type]
+                fast_commits=[DelRange(made.number, 0, 3), *folders]), BatchLimits(MOST_BLOCKS))
+        assert sorted(writer.names("/")) == [b"d20", b"d21", b"d22", b"file", b"lost+found"]
+        writer.check()
+        device.close()
+
+
+def fill(writer: Writer, number: int, at: int) -> int:
+    """Map more of a file, from the reserve, too; up to which block."""
+    _, run = writer.change(lambda tx: mapping.allocate(tx, tx.inode(number), at, 100, unwritten=False, reserve=True))
+    writer.change(lambda tx: inodestore.change(tx, tx.inode(number), size=(at + run.length) * writer.block_bytes))
+    return at + int(run.length)
 
 
 @pytest.mark.parametrize("changes", [
