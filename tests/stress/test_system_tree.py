@@ -18,7 +18,7 @@ from tests.mount.test_programs import assert_copied, programs, run
 from tests.mounting import fusewire_mount, kernel_mount
 
 LONG = bool(os.environ.get("FUSEWIRE_STRESS_SECONDS"))
-FILES_MOST = 1 << 30 if LONG else 1500
+FILES_MOST = 1 << 30 if LONG else 700
 FILE_MOST_BYTES = 1 << 40 if LONG else 100_000
 SIZE = 12 << 30 if LONG else 256 << 20
 SOURCES = ("usr/share", "usr/lib")
