@@ -1,8 +1,7 @@
 """What the kernel keeps of a mount's pages in memory: how far it reads ahead, how much written data may wait.
 
 A FUSE mount starts out limited to one part in a hundred of the memory that the machine lets be dirty, and writers wait
-for the server as soon as there is more.  A disk may use all of that memory.  So may we, once the kernel knows that
-this process cleans pages: then it does not make it wait for pages that only it could clean.
+for the server as soon as there is more.  A disk may use all of that memory; so we take more, too.
 
 Sources: Documentation/ABI/testing/sysfs-class-bdi; prctl(2), PR_SET_IO_FLUSHER.
 """
@@ -20,9 +19,12 @@ _PR_SET_IO_FLUSHER = 57
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def clean_pages() -> bool:
-    """True when the kernel knows that this thread, and those it starts from now on, clean pages.  Takes a privilege."""
-    return bool(_libc.prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0) == 0)
+def clean_pages() -> None:
+    """Tell the kernel that this thread, and those it starts from now on, clean pages, if we may (CAP_SYS_RESOURCE).
+
+    It does not make them wait then for pages that they have to clean.  (Otherwise it does so for 0.2 s at a time.)
+    """
+    _libc.prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0)
 
 
 def raise_readahead(target: str, kib: int) -> bool:
@@ -33,7 +35,7 @@ def raise_readahead(target: str, kib: int) -> bool:
 def raise_dirty_limit(target: str, percent: int = DIRTY_PERCENT) -> bool:
     """True when so much of the memory for dirty pages is this mount's, and its writers wait no sooner than others.
 
-    Only where ``clean_pages`` succeeded.  False where we may not say so, or (before Linux 6.2) cannot.
+    False where we may not say so, or (before Linux 6.2) cannot.
     """
     where = _of_mount(target)
     return _raise_to(where / "max_ratio", percent) and _write(where / "strict_limit", 0)

@@ -7,6 +7,7 @@ D1  All offsets are in bytes from the start of the file system, which may begin 
 D2  A read beyond the end of the device is an EIO, never a short result.
 """
 
+import ctypes
 import errno
 import os
 import stat
@@ -26,6 +27,8 @@ Fetched = dict[int, bytes | OSError]
 AROUND_BYTES = 512 << 10
 NEAR_BYTES = 2 << 20
 
+_RANGE_WRITE = 2        # SYNC_FILE_RANGE_WRITE of sync_file_range(2): starts, waits for nothing, reports nothing
+_libc = ctypes.CDLL(None)
 _WOULD_WAIT = frozenset((errno.EAGAIN, errno.EOPNOTSUPP))
 
 
@@ -106,6 +109,10 @@ class BlockDevice:
                 count -= len(left.pop(0))
             if left:
                 left[0] = left[0][count:]
+
+    def begin_writing(self, offset: int, length: int) -> None:
+        """Have the kernel begin to write a range to the device: a flush finds less to do then.  May wait a little."""
+        _libc.sync_file_range(self.fd, ctypes.c_int64(self.start_bytes + offset), ctypes.c_int64(length), _RANGE_WRITE)
 
     def flush(self) -> None:
         """Make everything that was written durable.  Waits.  OSError if any of it could not be written.

@@ -252,7 +252,7 @@ async def _serve_mounted(settings: Settings, source: Source, server: Server, mou
                          attached: Future[None], ready: Callable[[], None]) -> None:
     """Serve; as soon as the mount is there and answers, say so."""
     loop = asyncio.get_running_loop()
-    cleans_pages = settings.options.access == "rw" and bdi.clean_pages()    # before there are threads
+    bdi.clean_pages()   # before there are threads
     serving: asyncio.Future[Any] = asyncio.ensure_future(server.serve())
     ending: list[asyncio.Task[None]] = []
 
@@ -266,7 +266,7 @@ async def _serve_mounted(settings: Settings, source: Source, server: Server, mou
     if attached.done():
         _check_attached(attached)
     # What asks our own mount must not run in the loop's thread, which answers it.
-    started = _awaitable(mount.in_thread(lambda: _after_mount(settings, source, mounting, server, cleans_pages)))
+    started = _awaitable(mount.in_thread(lambda: _after_mount(settings, source, mounting, server)))
     await asyncio.wait([serving, started], return_when=asyncio.FIRST_COMPLETED)
     if source.loop is not None:
         source.loop.close()     # the mount keeps it now
@@ -293,14 +293,14 @@ def _awaitable(result: Future[Any]) -> "asyncio.Future[Any]":
     return asyncio.wrap_future(result)
 
 
-def _after_mount(settings: Settings, source: Source, mounting: Mounting, server: Server,
-                 cleans_pages: bool) -> runtime.Registration | None:
+def _after_mount(settings: Settings, source: Source, mounting: Mounting,
+                 server: Server) -> runtime.Registration | None:
     """What is left to do once the mount exists, and a first request to it."""
     if not mounting.sync_init:
         with suppress(OSError):
             os.stat(settings.target)
     bdi.raise_readahead(settings.target, READAHEAD_KIB)
-    if cleans_pages:
+    if settings.options.access == "rw":
         bdi.raise_dirty_limit(settings.target)
     found = mountinfo.find(settings.target)
     if found is not None:

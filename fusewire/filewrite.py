@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Buffer = bytes | memoryview
 Writes = list[tuple[int, list[Buffer]]]     # (address on the device, the pieces that follow each other there)
 
+STREAM_BYTES = 8 << 20      # that follow each other on the device, before it is told to begin with them
+
 
 class WritePlan:
     """Data for the device, and the step that follows in the same turn; if that has to wait, all is planned anew."""
@@ -33,6 +35,24 @@ class WritePlan:
         self.writes = writes
         self.then = then
         self.again = again
+
+
+class Stream:
+    """Notices data that are written one after the other, so that the device begins before a flush waits for it."""
+
+    def __init__(self, begin: Callable[[int, int], None]) -> None:
+        """``begin`` is called with ranges (address, bytes) that the device shall begin with."""
+        self._begin = begin
+        self._start = self._end = 0
+
+    def add(self, address: int, length: int) -> None:
+        """Data were written."""
+        if address != self._end:
+            self._start = address
+        self._end = address + length
+        if self._end - self._start >= STREAM_BYTES:
+            start, self._start = self._start, self._end
+            self._begin(start, self._end - start)
 
 
 class ReadPlan:

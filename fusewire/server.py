@@ -35,7 +35,7 @@ from fusewire.ext4.errors import Corrupt, Refused, errno_of
 from fusewire.ext4.transaction import CommitFirst
 from fusewire.fetcher import Fetcher
 from fusewire.fileio import Plan
-from fusewire.filewrite import DiscardPlan, ReadPlan, WritePlan
+from fusewire.filewrite import DiscardPlan, ReadPlan, Stream, WritePlan
 from fusewire.handlers import housekeeping
 from fusewire.onerror import OnError
 from fusewire.ops import Op
@@ -97,6 +97,7 @@ class Server:
         self._background = 0                # steps that wait and that nobody has asked for
         self._quiet: asyncio.Future[None] | None = None     # told when there are none
         self._last: asyncio.Future[None] | None = None      # the answer to DESTROY
+        self._stream = Stream(lambda *of: self._workers.submit(lambda _buffer: device.begin_writing(*of)))
         self._told: set[int] = set()        # inodes that the kernel was told of as outdated since the last tick
         self._report = Reporter(self._found_corrupt)
         self._carriers: dict[type, Callable[[Any, Any], None]] = {
@@ -396,6 +397,7 @@ class Server:
             raise Refused(errno.EROFS)
         for address, pieces in plan.writes:
             self._device.write(address, pieces)
+            self._stream.add(address, sum(map(len, pieces)))
         try:
             reply = plan.then()
         except (BlockMiss, CommitFirst) as miss:
