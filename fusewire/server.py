@@ -269,6 +269,8 @@ class Server:
                 hopeful = len(self._hopeful)
                 break
         self._try_hopeful(hopeful)
+        if self._hopeful and self._reading:     # nothing else may arrive
+            self._loop.call_soon(self._drain)
 
     def _try_hopeful(self, count: int) -> None:
         """Run the first steps again that found no room, unless something is being freed (V7)."""
