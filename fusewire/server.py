@@ -10,8 +10,7 @@ V3  At most ``WAITING_MOST`` requests wait; from then on none is read, so memory
 V4  Only the loop's thread touches the core and the session; worker threads see a plan, a buffer and the two devices.
 V5  A block that was freed is not used again while a READ that was planned before may still look there.
 V6  What a ``WritePlan`` was made of does not change until its step is taken: plan, data and step are one turn.
-V7  Who is refused for want of room while there are files without names is asked again once the FORGETs that the kernel
-    sent before, and that a request may overtake, are read, and what they free is free.
+V7  Who finds a disk full is not told before what may still come: see ``waiting.Hopeful``.
 """
 
 import asyncio
@@ -43,7 +42,7 @@ from fusewire.options import DEFAULT_COMMIT_SECONDS
 from fusewire.remount import MountFlags
 from fusewire.reporter import Reporter
 from fusewire.session import Durable, Final, Session, Shutdown, WrittenBack, node_of
-from fusewire.waiting import Starved, Step, Waiter
+from fusewire.waiting import Hopeful, Starved, Step, Waiter
 from fusewire.wire import Pieces, ProtocolError, Request
 from fusewire.wirelog import WireLog
 from fusewire.workers import Workers
@@ -92,7 +91,7 @@ class Server:
         self._plans: set[int] = set()       # READs that threads carry out on a file system that changes
         self._held_back: list[tuple[ClosedBatch, set[int]]] = []    # durable batches, and the READs they wait for
         self._closing = False               # nobody's changes are taken any more
-        self._hopeful: list[Waiter] = []    # steps that found no room (V7)
+        self._hopeful = Hopeful()
         self._parked: list[Waiter] = []     # steps that wait for what only a READ under way keeps from being used
         self._background = 0                # steps that wait and that nobody has asked for
         self._quiet: asyncio.Future[None] | None = None     # told when there are none
@@ -274,10 +273,8 @@ class Server:
 
     def _try_hopeful(self, count: int) -> None:
         """Run the first steps again that found no room, unless something is being freed (V7)."""
-        if count and not self._background:
-            hopeful, self._hopeful = self._hopeful[:count], self._hopeful[count:]
-            for waiter in hopeful:
-                self._resume_step(waiter)
+        for waiter in self._hopeful.take(0 if self._background else count):
+            self._resume_step(waiter)
 
     def _lost(self, error: OSError) -> None:
         if error.errno not in _GONE:

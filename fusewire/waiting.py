@@ -25,3 +25,16 @@ class Waiter:
         self.step = step
         self.attempts = 0
         self.fetches = 0
+
+
+class Hopeful(list[Waiter]):
+    """Steps that were refused for want of room while there were files without names: they run once more.
+
+    The kernel may hand over up to eight requests before FORGETs that it sent earlier, so the room that these give back
+    is asked for again when what had arrived is read and nothing is being freed.
+    """
+
+    def take(self, count: int) -> list[Waiter]:
+        """The first ones, which hope no longer."""
+        taken, self[:count] = self[:count], ()
+        return taken
