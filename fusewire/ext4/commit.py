@@ -17,6 +17,8 @@ from .transaction import Transaction
 if TYPE_CHECKING:
     from .filesystem import Ext4
 
+VIEWS_KEPT_BLOCKS = 512     # in a batch: decoded they take 8 MiB, and decoding them again would take 50 ms
+
 
 def start_writing(fs: "Ext4", limits: BatchLimits) -> Writing:
     """Make a file system writable; its descriptors are read for that (``BlockMiss``), nothing is written yet."""
@@ -79,8 +81,12 @@ def _store_counters(fs: "Ext4", writing: Writing, now_seconds: int) -> None:
 
 
 def _sealed(fs: "Ext4", batch: Batch) -> dict[int, CachedBlock]:
-    """The batch's blocks with their checksums, also put into the cache in place of those without."""
-    contents = batch.blocks
+    """The batch's blocks with their checksums, also put into the cache in place of those without.
+
+    What was decoded from the blocks of a large batch is forgotten: most of it will not be asked for again, and until
+    they are home the cache cannot let go of them.
+    """
+    contents, keeps_views = batch.blocks, len(batch.blocks) <= VIEWS_KEPT_BLOCKS
 
     def read(block: int) -> bytes | None:
         found = contents.get(block)
@@ -88,6 +94,8 @@ def _sealed(fs: "Ext4", batch: Batch) -> dict[int, CachedBlock]:
 
     sealed = {}
     for block, entry in contents.items():
+        if not keeps_views:
+            entry.views.clear()
         if not entry.seals:
             sealed[block] = entry
             continue
