@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
+from fusewire.ext4 import commit, directory, namestore
 from fusewire.ext4.batch import MOST_SHARED_ATTRIBUTES, Batch, Groups, Held, Writing
 from fusewire.ext4.blocks import CachedBlock
-from tests.ext4.driver import seeded
+from fusewire.ext4.newinode import Caller
+from tests.ext4.driver import image, seeded
+from tests.ext4.writer import Writer
 
 
 def test_held_clusters_against_a_set() -> None:
@@ -69,3 +74,17 @@ def test_shared_attributes_are_bounded_and_the_oldest_go_first() -> None:
         writing.remember_attributes(b"%d" % number, number)
     assert len(writing.shared_attributes) == MOST_SHARED_ATTRIBUTES
     assert b"9" not in writing.shared_attributes and writing.shared_attributes[b"10"] == 10
+
+
+def test_what_was_decoded_of_a_large_batch_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until its blocks are home the cache cannot let go of them: only their bytes may stay."""
+    with Writer(image("-t ext4 -b 1024", 8 << 10)) as writer:
+        for large in (False, True):
+            monkeypatch.setattr(commit, "VIEWS_KEPT_BLOCKS", 0 if large else 1000)
+            for index in range(40):
+                writer.change(lambda tx, n=b"%d-%d" % (large, index): namestore.create(tx, tx.inode(2), n, 0o644,
+                                                                                     Caller(0, 0)))
+            closed = commit.close(writer.fs, 0)
+            assert any(entry.views for entry in closed.entries.values()) != large
+            commit.durable(writer.fs, closed)
+        assert len(list(writer.run(lambda fs: list(directory.read(fs, fs.inode(2), 0))))) >= 80
