@@ -60,9 +60,9 @@ def assert_views_are_what_decoding_gives(writer: Writer, number: int) -> None:
     fs, of = writer.fs, writer.inode(number)
     indexed = bool(of.flags & FLAG_INDEX) and fs.has_dir_index
     for file_block in range(fs.geometry.blocks_for(of.size)):
+        known = writer.run(dirspace.names, of, file_block)
         entry = fs.cache.entry(writer.run(dirspace.device_block, of, file_block))
         data = bytes(entry.data)
-        known = writer.run(dirspace.names, of, file_block)
         assert shape(known) == shape(dirblock.decode(fs, data, encrypted=False, inode=number))
         assert known.file_block == file_block
         end = fs.geometry.block_bytes if indexed and not file_block else dirspace.records_end(fs)

@@ -294,7 +294,7 @@ def test_a_killed_daemon_leaves_a_mount_that_can_be_removed(image: Path, target:
     assert record is not None
     os.kill(record.pid, signal.SIGKILL)
     runtime.wait_gone(record)
-    with pytest.raises(OSError, match="not connected"):
+    with pytest.raises(OSError, match=r"not connected|connection abort"):   # the latter if it noticed while we asked
         os.stat(target / "a")
     assert fusewire("umount", target).returncode == 0
     assert target not in mount_table()
