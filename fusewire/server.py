@@ -49,6 +49,7 @@ from fusewire.workers import Workers
 
 TICK_SECONDS = 1.0
 DRAIN_MOST = 32         # requests per wake-up: one wake-up each costs 1 µs more, more would starve the other events
+LINGER_TRIES = 30       # reads of nothing before we sleep, 1 µs each: to be woken takes both sides longer than that
 WAITING_MOST = 1024     # requests that wait; the kernel sends 64 in the background, the others are a process each
 ATTEMPTS_MOST = 10_000  # runs of one operation; the largest directory of the longest search needs a few hundred
 INLINE_ATTEMPTS = 16    # of them in a row before others get their turn
@@ -103,8 +104,6 @@ class Server:
             Plan: self._send_data, WritePlan: self._write_data, ReadPlan: self._read_for, DiscardPlan: self._discard,
             WrittenBack: self._have_written_back, Durable: self._send_when_durable, Shutdown: self._shut_down,
             Final: self._answer_finally}
-
-    # --- The loop -----------------------------------------------------------------------------------------------------
 
     async def serve(self) -> None:
         """Serve until the kernel, or ``stop``, ends the connection."""
@@ -246,10 +245,14 @@ class Server:
     def _drain(self) -> None:
         """Serve what has arrived, a bounded number of requests."""
         hopeful = len(self._hopeful)
-        for _ in range(DRAIN_MOST):
+        linger = LINGER_TRIES
+        for turn in range(DRAIN_MOST + LINGER_TRIES):
             try:
                 length = os.readv(self._fd, self._buffers)
             except BlockingIOError:
+                linger -= 1
+                if turn and linger > 0:     # whoever has got a reply often asks again at once
+                    continue
                 self._try_hopeful(len(self._hopeful))
                 return
             except OSError as error:
@@ -280,8 +283,6 @@ class Server:
         if error.errno not in _GONE:
             log.error("fuse_device_failed", error=str(error))
         self.stop()
-
-    # --- One request --------------------------------------------------------------------------------------------------
 
     def _serve(self, length: int) -> None:
         if self._wirelog is not None:
@@ -386,8 +387,6 @@ class Server:
             self._write(reply)
         elif reply is not None:
             self._carriers[type(reply)](request, reply)
-
-    # --- Changes ------------------------------------------------------------------------------------------------------
 
     def _write_data(self, request: Request | None, plan: WritePlan) -> None:
         """Write and take the next step, with nothing in between (V6); if that has to wait, start over."""
