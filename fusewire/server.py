@@ -245,13 +245,14 @@ class Server:
     def _drain(self) -> None:
         """Serve what has arrived, a bounded number of requests."""
         hopeful = len(self._hopeful)
-        linger = LINGER_TRIES
-        for turn in range(DRAIN_MOST + LINGER_TRIES):
+        turns, linger = DRAIN_MOST, LINGER_TRIES
+        while turns:
+            turns -= 1
             try:
                 length = os.readv(self._fd, self._buffers)
             except BlockingIOError:
-                linger -= 1
-                if turn and linger > 0:     # whoever has got a reply often asks again at once
+                if linger and turns + 1 < DRAIN_MOST:   # whoever has got a reply often asks again at once
+                    turns, linger = turns + 1, linger - 1
                     continue
                 self._try_hopeful(len(self._hopeful))
                 return
@@ -320,10 +321,10 @@ class Server:
             return
         self._finish(request, reply)
 
-    def _waiter_of(self, request: Request) -> Waiter:
-        """What runs a request from the top."""
+    def _waiter_of(self, request: Request, again: Step | None = None) -> Waiter:
+        """What runs a request from the top, or from the step ``again``."""
         request = request.detach()
-        return Waiter(request, partial(self._row_of(request.opcode).handler, self._session, request))
+        return Waiter(request, again or partial(self._row_of(request.opcode).handler, self._session, request))
 
     def _take_step(self, request: Request | None, step: Step) -> None:
         """Take a further step of a request, or work that nobody has asked for."""
@@ -399,11 +400,8 @@ class Server:
         try:
             reply = plan.then()
         except (BlockMiss, CommitFirst) as miss:
-            again = plan.again
-            if request is not None:
-                request = request.detach()
-                again = again or partial(self._row_of(request.opcode).handler, self._session, request)
-            self._wait(Waiter(request, again or plan.then), miss)
+            waiter = Waiter(None, plan.again or plan.then) if request is None else self._waiter_of(request, plan.again)
+            self._wait(waiter, miss)
             return
         self._finish(request, reply)
 

@@ -10,10 +10,10 @@ from fusewire.ext4 import trim
 from fusewire.ext4.errors import Refused
 from fusewire.ext4.transaction import Transaction
 from fusewire.filewrite import DiscardPlan
+from fusewire.handlers.callers import ROOT_USER
 from fusewire.session import Session, Shutdown
 from fusewire.wire import Request
 
-ROOT_USER = 0
 SHUTDOWN_DEFAULT, SHUTDOWN_FLUSH_LOG, SHUTDOWN_AT_ONCE = 0, 1, 2     # EXT4_GOING_FLAGS_*
 _U32 = Struct("=I")
 

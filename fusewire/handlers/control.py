@@ -16,12 +16,12 @@ from fusewire.ext4.inode import Inode
 from fusewire.ext4.transaction import Transaction
 from fusewire.filewrite import DiscardPlan
 from fusewire.handlers import administration, callers
+from fusewire.handlers.callers import ROOT_USER
 from fusewire.session import Session, Shutdown
 from fusewire.wire import Pieces, Request
 
 LARGEST_ANSWER_BYTES = numbers.FSLABEL_BYTES
 LABEL_BYTES = 16
-ROOT_USER = 0
 _LABEL = "volume_name"
 _U32 = Struct("=I")
 

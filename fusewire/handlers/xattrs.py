@@ -5,10 +5,9 @@ import errno
 from fusewire import wire
 from fusewire.ext4 import xattr
 from fusewire.ext4.errors import Refused
+from fusewire.handlers.callers import ROOT_USER
 from fusewire.session import Session
 from fusewire.wire import Pieces, Request
-
-ROOT_USER = 0
 
 
 def getxattr(session: Session, request: Request) -> bytes | Pieces:
