@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,6 +236,26 @@ def fusewire_mount(
         ]
         with served(command, target, image, [*(unmount or (*fusewire_command(), "umount"))]) as mounted:
             yield mounted
+
+
+@contextmanager
+def loop_device(image: Path) -> Iterator[str]:
+    """A loop device for an image, to be used by its path; it goes at the end."""
+    device = run("losetup", "--find", "--show", image).stdout.strip()
+    try:
+        yield device
+    finally:
+        run("losetup", "--detach", device)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Until something that nobody announces has happened."""
+    poller = select.poll()
+    for _ in range(READY_SECONDS * 50):
+        if condition():
+            return
+        poller.poll(20)
+    raise TimeoutError("it did not happen")
 
 
 def wait_unused(image: Path) -> None:

@@ -19,6 +19,7 @@ from tests.mounting import (
     fusewire_command,
     fusewire_environment,
     fusewire_mount,
+    loop_device,
     mount_point,
     mount_table,
     run,
@@ -242,16 +243,13 @@ def test_a_broken_root_directory_is_told(image: Path, target: Path, tmp_path: Pa
 
 def test_an_image_in_use_is_refused(image: Path, target: Path, tmp_path: Path) -> None:
     path = copy_of(image, tmp_path)
-    device = run("losetup", "--find", "--show", path).stdout.strip()
-    try:
+    with loop_device(path) as device:
         run("mount", "-t", "ext4", device, target)
         try:
             code, line = refused("mount", "-o", "ro", device, tmp_path)
             assert code == 32 and line.startswith(f"{device} is in use") and str(target) in line
         finally:
             run("umount", target)
-    finally:
-        run("losetup", "--detach", device)
 
 
 def test_version_and_help() -> None:

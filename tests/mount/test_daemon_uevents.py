@@ -6,7 +6,6 @@ import fcntl
 import os
 import queue
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,12 @@ import pytest
 
 from fusewire import ioctl, uevents
 from fusewire.blockdev import BlockDevice
-from tests.mounting import run
+from tests.mounting import loop_device
 
 pytestmark = pytest.mark.usefixtures("mounts")
 
 PATIENCE_SECONDS = 60
 MIB = 1 << 20
-
-
-@contextmanager
-def loop_device(image: Path) -> Iterator[str]:
-    device = run("losetup", "--find", "--show", image).stdout.strip()
-    try:
-        yield device
-    finally:
-        run("losetup", "--detach", device)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import select
 import stat
 import struct
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from tests.images import mke2fs
 from tests.model.side import FS_IOC_SETFLAGS
 from tests.mount.test_stopping import Daemon, assert_clean, daemon
 from tests.mount.writable_mount import DRIVERS, MOUNTS, error_of
-from tests.mounting import READY_SECONDS, fusewire_mount, kernel_mount, run, wait_unused
+from tests.mounting import fusewire_mount, kernel_mount, loop_device, run, wait_for, wait_unused
 from tests.walk import FS_IOC_GETFLAGS
 
 MIB = 1 << 20
@@ -45,16 +44,6 @@ def header(path: Path) -> dict[str, str]:
 def is_in_use(path: Path) -> bool:
     shown = header(path)
     return "needs_recovery" in shown["Filesystem features"] or shown["Filesystem state"] != "clean"
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Until something that nobody announces has happened."""
-    poller = select.poll()
-    for _ in range(READY_SECONDS * 50):
-        if condition():
-            return
-        poller.poll(20)
-    raise TimeoutError("it did not happen")
 
 
 def killed(mounted: Daemon) -> None:
@@ -182,15 +171,6 @@ def test_commit_says_when_a_change_is_durable(image: Path) -> None:
 
 
 # ---- barrier, discard ----------------------------------------------------------------------------------------------
-
-@contextmanager
-def loop_device(path: Path) -> Iterator[str]:
-    device = run("losetup", "-f", "--show", path).stdout.strip()
-    try:
-        yield device
-    finally:
-        run("losetup", "-d", device)
-
 
 def flushes(device: str) -> int:
     """How often the block layer was asked to flush this device (Documentation/admin-guide/iostats)."""
