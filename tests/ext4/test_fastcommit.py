@@ -16,6 +16,7 @@ from fusewire.ext4.errors import Check, Corrupt, Unsupported
 from fusewire.ext4.fastcommit import AddRange, Create, DelRange, FastCommits, InodeImage, Link, Unlink
 from fusewire.ext4.journalsuper import JournalFeature
 from fusewire.ext4.recovery import Replay
+from tests.dirty import write
 from tests.journals import MemoryJournal, left_dirty, opened
 from tests.mounting import run
 
@@ -187,13 +188,6 @@ def first(root: Path) -> None:
     (root / "folder").mkdir()
     write(root / "folder" / "deep", b"d")
     os.sync()
-
-
-def write(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def fast(root: Path) -> None:

@@ -113,6 +113,17 @@ class Peer:
     def read(self, node: int, offset: int, size: int) -> Reply:
         return self.call(uapi.FUSE_READ, node, uapi.read_in.encode(offset=offset, size=size))
 
+    def create(self, name: bytes = b"file") -> int:
+        """The node of a new file in the root directory."""
+        made = self.call(uapi.FUSE_MKNOD, 1, uapi.mknod_in.encode(mode=0o100644) + name + b"\0")
+        assert made.error == 0
+        return int(uapi.entry_out.decode(made.body[:uapi.entry_out.size])["nodeid"])
+
+    def write(self, node: int, offset: int, data: bytes) -> int:
+        """WRITE: 0 or the errno."""
+        reply = self.call(uapi.FUSE_WRITE, node, uapi.write_in.encode(offset=offset, size=len(data)) + data)
+        return reply.errno if reply.error else 0
+
     def is_alive(self) -> bool:
         return self.call(uapi.FUSE_GETATTR, 1, uapi.getattr_in.encode()).error == 0
 

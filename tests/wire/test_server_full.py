@@ -38,23 +38,11 @@ def image(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return path
 
 
-def create(peer: Peer, name: bytes) -> int:
-    made = peer.call(uapi.FUSE_MKNOD, 1, uapi.mknod_in.encode(mode=0o100644) + name + b"\0")
-    assert made.error == 0
-    return int(uapi.entry_out.decode(made.body[:uapi.entry_out.size])["nodeid"])
-
-
-def write(peer: Peer, node: int, offset: int, data: bytes) -> int:
-    """WRITE: 0 or the errno."""
-    reply = peer.call(uapi.FUSE_WRITE, node, uapi.write_in.encode(offset=offset, size=len(data)) + data)
-    return reply.errno if reply.error else 0
-
-
 def fill(peer: Peer, node: int) -> None:
     """Append until nothing more is taken."""
     offset = 0
     for size in (64 << 10, 1 << 10):
-        while (refused := write(peer, node, offset, bytes(size))) == 0:
+        while (refused := peer.write(node, offset, bytes(size))) == 0:
             offset += size
         assert refused == errno.ENOSPC
 
@@ -64,8 +52,8 @@ def test_a_request_that_overtakes_a_forget_finds_the_room(image: Path) -> None:
     """The kernel has sent FORGET of a deleted file before, but may hand over up to eight requests first."""
     with served(image, Device, access="rw") as peer:
         peer.init()
-        big, other, mode = create(peer, b"big"), create(peer, b"other"), uapi.mkdir_in.encode(mode=0o755)
-        assert write(peer, other, 0, b"some") == 0
+        big, other, mode = peer.create(b"big"), peer.create(b"other"), uapi.mkdir_in.encode(mode=0o755)
+        assert peer.write(other, 0, b"some") == 0
         fill(peer, big)
         made = 0
         while peer.call(uapi.FUSE_MKDIR, 1, mode + b"%d\0" % made).errno != errno.ENOSPC:
@@ -79,7 +67,7 @@ def test_a_request_that_overtakes_a_forget_finds_the_room(image: Path) -> None:
         Device.gate.set()
         assert peer.receive(held).error == 0
         assert [peer.receive(number).error for number in asked] == [0, 0, 0]
-        assert write(peer, other, 0, bytes(512 << 10)) == 0
+        assert peer.write(other, 0, bytes(512 << 10)) == 0
     run_tool("e2fsck", "-fn", image)
 
 
@@ -89,7 +77,7 @@ def test_who_finds_no_room_is_told_though_nothing_else_arrives(image: Path, monk
     monkeypatch.setattr(server, "DRAIN_MOST", 1)
     with served(image, access="rw") as peer:
         peer.init()
-        kept, big = create(peer, b"kept"), create(peer, b"big")
+        kept, big = peer.create(b"kept"), peer.create(b"big")
         assert peer.call(uapi.FUSE_UNLINK, 1, b"kept\0").error == 0
         fill(peer, big)
         peer.send(uapi.FUSE_FORGET, kept, uapi.forget_in.encode(nlookup=1))

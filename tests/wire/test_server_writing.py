@@ -64,18 +64,6 @@ def image(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return path
 
 
-def create(peer: Peer, name: bytes = b"file") -> int:
-    made = peer.call(uapi.FUSE_MKNOD, 1, uapi.mknod_in.encode(mode=0o100644) + name + b"\0")
-    assert made.error == 0
-    return int(uapi.entry_out.decode(made.body[:uapi.entry_out.size])["nodeid"])
-
-
-def write(peer: Peer, node: int, offset: int, data: bytes) -> int:
-    """WRITE: 0 or the errno."""
-    reply = peer.call(uapi.FUSE_WRITE, node, uapi.write_in.encode(offset=offset, size=len(data)) + data)
-    return reply.errno if reply.error else 0
-
-
 def resize(peer: Peer, node: int, size: int) -> None:
     assert peer.call(uapi.FUSE_SETATTR, node, uapi.setattr_in.encode(valid=uapi.FATTR_SIZE, size=size)).error == 0
 
@@ -114,14 +102,14 @@ def after_crash(image: Path, name: str = "/file") -> bytes:
 def test_data_that_cannot_be_written_leave_nothing_behind(image: Path) -> None:
     with served(image, Device, access="rw") as peer:
         peer.init()
-        node, free = create(peer), free_blocks(peer)
+        node, free = peer.create(), free_blocks(peer)
         device_of(peer).broken = b"lost"
-        assert write(peer, node, 20_000, b"lost" * 3000) == errno.EIO
+        assert peer.write(node, 20_000, b"lost" * 3000) == errno.EIO
         assert content(peer, node) == b"" and free_blocks(peer) == free
         device_of(peer).broken = None
-        assert write(peer, node, 0, OLD) == 0 and write(peer, node, 50_000, b"end") == 0
+        assert peer.write(node, 0, OLD) == 0 and peer.write(node, 50_000, b"end") == 0
         device_of(peer).broken = b"lost"
-        assert write(peer, node, 20_000, b"lost" * 3000) == errno.EIO
+        assert peer.write(node, 20_000, b"lost" * 3000) == errno.EIO
         assert content(peer, node) == OLD.ljust(50_000, b"\0") + b"end"
         device_of(peer).broken = None
         sync(peer, node)
@@ -139,8 +127,8 @@ def free_blocks(peer: Peer) -> int:
 def test_what_was_cut_off_is_there_until_the_cut_is_durable(image: Path, size: int) -> None:
     with served(image, Device, access="rw") as peer:
         peer.init()
-        node = create(peer)
-        assert write(peer, node, 0, OLD) == 0
+        node = peer.create()
+        assert peer.write(node, 0, OLD) == 0
         sync(peer, node)
         resize(peer, node, size)
         assert content(peer, node) == OLD[:size]
@@ -157,13 +145,13 @@ def test_what_was_cut_off_is_there_until_the_cut_is_durable(image: Path, size: i
 def test_what_was_cut_off_is_zero_in_the_end(image: Path) -> None:
     with served(image, Device, access="rw") as peer:
         peer.init()
-        nodes = [create(peer, b"%d" % number) for number in range(3)]
+        nodes = [peer.create(b"%d" % number) for number in range(3)]
         for node in nodes:
-            assert write(peer, node, 0, OLD) == 0
+            assert peer.write(node, 0, OLD) == 0
             resize(peer, node, 1500)
         sync(peer, nodes[0])
         resize(peer, nodes[1], 1200)
-        assert write(peer, nodes[2], 1500, b"new") == 0
+        assert peer.write(nodes[2], 1500, b"new") == 0
     run_tool("e2fsck", "-fn", image)
     with Core(image) as core:
         for name, size in (("/0", 1500), ("/1", 1200), ("/2", 1503)):
@@ -180,14 +168,14 @@ def test_a_file_grows_over_zeroes(image: Path, way: str) -> None:
     """Whatever stands behind the end, left by others or written through memory, is not shown."""
     with served(image, Device, access="rw") as peer:
         peer.init()
-        node, other = create(peer), create(peer, b"other")
-        assert write(peer, node, 0, OLD[:1500]) == 0 and write(peer, other, 0, b"x") == 0
+        node, other = peer.create(), peer.create(b"other")
+        assert peer.write(node, 0, OLD[:1500]) == 0 and peer.write(other, 0, b"x") == 0
         sync(peer, node)
         spoil(peer, node, 1500)
         if way in ("fallocate", "zero") and not peer.session.fs.inode(node).has_extents:
             return
         if way == "write":
-            assert write(peer, node, 8000, b"x") == 0
+            assert peer.write(node, 8000, b"x") == 0
         elif way == "truncate":
             resize(peer, node, 8001)
         elif way == "copy":
@@ -224,8 +212,8 @@ def test_data_whose_transaction_has_to_wait_are_placed_anew(image: Path, way: st
 
     with served(image, Device, access="rw") as peer:
         peer.init()
-        source, target, data = create(peer, b"source"), create(peer), b"copy" * 16384
-        assert write(peer, source, 0, data) == 0 and write(peer, target, 0, OLD) == 0
+        source, target, data = peer.create(b"source"), peer.create(), b"copy" * 16384
+        assert peer.write(source, 0, data) == 0 and peer.write(target, 0, OLD) == 0
         device_of(peer).gate.clear()
         monkeypatch.setattr(iomapwrite, "ioend", refuse_once)
         if way == "copy":
