@@ -420,7 +420,7 @@ class Server:
             else:
                 self._refuse(request, failure)
 
-        self._committer.commit(told, reply.only_data, answer)
+        self._committer.commit(told, reply.only_data, None if reply.settled else answer)
 
     def _commit_first(self, waiter: Waiter) -> None:
         """Take the step again once the open batch is durable."""

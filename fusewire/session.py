@@ -74,12 +74,15 @@ class LookupCounts:
 
 
 class Durable:
-    """A reply that waits until all that was done before it is durable; with ``only_data``, all but times."""
+    """A reply that waits until all that was done before it is durable.
 
-    __slots__ = ("only_data", "reply")
+    ``only_data``: all but times.  ``settled``: what was freed may be used again, too, so that FITRIM finds it.
+    """
 
-    def __init__(self, reply: bytes, only_data: bool = False) -> None:
-        self.reply, self.only_data = reply, only_data
+    __slots__ = ("only_data", "reply", "settled")
+
+    def __init__(self, reply: bytes, only_data: bool = False, settled: bool = False) -> None:
+        self.reply, self.only_data, self.settled = reply, only_data, settled
 
 
 class WrittenBack:

@@ -57,7 +57,7 @@ def destroy(session: Session, request: Request) -> bytes | Final:
 def syncfs(session: Session, request: Request) -> bytes | Durable:
     """SYNCFS: everything that was done is durable, or the caller hears why not."""
     reply = wire.reply_empty(request.unique)
-    return reply if session.fs.writing is None else Durable(reply)
+    return reply if session.fs.writing is None else Durable(reply, settled=True)
 
 
 def never_again(_session: Session, _request: Request) -> NoReturn:

@@ -230,3 +230,21 @@ def test_data_whose_transaction_has_to_wait_are_placed_anew(image: Path, way: st
         assert content(peer, target) == bytes(16384) + data
         allocate(peer, target, 0, 200_000)
         assert content(peer, target) == (bytes(16384) + data).ljust(200_000, b"\0")
+
+
+@pytest.mark.parametrize("image", FORMS[1:2], indirect=True)
+def test_after_syncfs_what_was_freed_is_free(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is told may look for it at once, with FITRIM: what a batch freed is let go of before the reply."""
+    with served(image, access="rw") as peer:
+        peer.init()
+        node, writing, reply = peer.create(), peer.session.fs.writing, peer.server._write
+        assert writing is not None
+        assert peer.write(node, 0, bytes(1 << 16)) == 0
+        assert peer.call(uapi.FUSE_SYNCFS, 1, uapi.syncfs_in.encode()).error == 0
+        assert peer.call(uapi.FUSE_UNLINK, 1, b"file\0").error == 0
+        peer.send(uapi.FUSE_FORGET, node, uapi.forget_in.encode(nlookup=1))
+        assert peer.is_alive() and writing.held.count
+        held = []
+        monkeypatch.setattr(peer.server, "_write", lambda pieces: (held.append(writing.held.count), reply(pieces)))
+        assert peer.call(uapi.FUSE_SYNCFS, 1, uapi.syncfs_in.encode()).error == 0
+        assert held == [0]
