@@ -268,6 +268,15 @@ def wait_unused(image: Path) -> None:
         os.sched_yield()
 
 
+def is_given_back(number: int, image: Path | str) -> bool:
+    """Whether a loop device carries ``image`` no more; another test, running beside this one, may have it already."""
+    backing = Path(f"/sys/block/loop{number}/loop/backing_file")
+    try:
+        return not os.path.samefile(backing.read_text().rstrip("\n"), image)
+    except OSError:     # it carries nothing, or a file that is gone
+        return True
+
+
 def holders(wanted: os.stat_result) -> list[str]:
     """The loop devices over, and the other processes that have open, the file with this identity."""
     found = []

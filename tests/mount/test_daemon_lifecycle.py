@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from fusewire import loopdev, mountinfo, runtime
+from fusewire import mountinfo, runtime
 from tests.mounting import (
     READY_SECONDS,
     fusewire_command,
     fusewire_environment,
     fusewire_mount,
+    is_given_back,
     loop_device,
     mount_point,
     mount_table,
@@ -81,7 +82,7 @@ def test_the_command_returns_when_the_mount_answers(image: Path, target: Path) -
     assert {os.readlink(daemon / "fd" / number) for number in "012"} == {"/dev/null"}
     assert os.getsid(record.pid) == record.pid
     assert fusewire("umount", target).returncode == 0
-    assert not record.is_alive() and loopdev.is_free(record.loop)
+    assert not record.is_alive() and is_given_back(record.loop, image)
     assert list(runtime.records()) == [] or record not in list(runtime.records())
 
 

@@ -15,6 +15,7 @@ from fusewire.mountrequest import MountError, MountRequest
 from fusewire.options import MS_NOATIME, MS_NODIRATIME, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_STRICTATIME
 from tests.mount import tinyfuse
 from tests.mount.tinyfuse import as_user, serving
+from tests.mounting import is_given_back
 
 USER = 65534
 IMAGE_BYTES = 8 << 20
@@ -74,7 +75,7 @@ def test_root_mounts_a_loop_device_as_fuseblk(target: str, image: str) -> None:
         assert not loopdev.is_free(number)
         mountapi.umount(os.fsencode(target))
         assert served.next()["destroyed"] is True
-    assert loopdev.is_free(number)
+    assert is_given_back(number, image)
 
 
 def test_killed_daemon_leaves_no_loop_device(target: str, image: str) -> None:
@@ -83,7 +84,7 @@ def test_killed_daemon_leaves_no_loop_device(target: str, image: str) -> None:
         os.kill(served.pid, 9)
         assert served.next() == {}
         mountapi.umount(os.fsencode(target))
-    assert loopdev.is_free(number)
+    assert is_given_back(number, image)
 
 
 @pytest.mark.parametrize(

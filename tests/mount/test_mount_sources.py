@@ -15,6 +15,7 @@ from fusewire import ioctl, loopdev, sourcelock
 from fusewire.loopdev import Part, SourceError
 from fusewire.sourcelock import SourceBusy, lock_source
 from tests.mount import tinyfuse
+from tests.mounting import is_given_back
 
 MIB = 1 << 20
 
@@ -62,7 +63,7 @@ def test_part_of_an_image_is_shown_and_freed(image: str) -> None:
         os.pwrite(device.fd, b"x" * 4096, 0)
         os.fsync(device.fd)
         assert os.pread(fd, 1, 2 * MIB) == b"x"
-    assert loopdev.is_free(device.number)
+    assert is_given_back(device.number, image)
     device.close()      # again: nothing
     assert loopdev.attached_to(os.stat(image)) == []
 
@@ -90,7 +91,7 @@ def test_detach_with_another_opener_waits_for_it(image: str) -> None:
         with opened(device.path, os.O_RDONLY):
             device.detach()
             assert not loopdev.is_free(device.number)
-        assert loopdev.is_free(device.number)
+        assert is_given_back(device.number, image)
         device.detach()     # again: nothing
 
 
@@ -115,7 +116,7 @@ def test_racing_for_free_devices(image: str) -> None:
         finally:
             for device in found:
                 device.close()
-    assert all(loopdev.is_free(device.number) for device in found)
+    assert all(is_given_back(device.number, image) for device in found)
 
 
 def test_lost_races_are_tried_again_but_not_for_ever(image: str, monkeypatch: pytest.MonkeyPatch) -> None:

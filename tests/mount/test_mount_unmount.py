@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from fusewire import fusermount, loopdev, mountapi, mountinfo, runtime, unmount
+from fusewire import fusermount, mountapi, mountinfo, runtime, unmount
 from fusewire.cli import main, umount
 from fusewire.mountrequest import MountError
 from tests.mount.test_mount_routes import USER, device_for_all, image, target  # noqa: F401
 from tests.mount.tinyfuse import as_user, in_child, serving
+from tests.mounting import is_given_back
 
 pytestmark = pytest.mark.usefixtures("mounts")
 
@@ -47,7 +48,7 @@ def test_umount_of_a_fuseblk_returns_when_daemon_and_loop_device_are_gone(target
         assert record.device == f"/dev/loop{number}"
         unmount.unmount(target)
         assert not record.is_alive()
-        assert loopdev.is_free(number)
+        assert is_given_back(number, image)
         assert not Path(served.facts["record"]).exists()
         assert served.next()["destroyed"] is True
 
