@@ -86,15 +86,16 @@ class File:
 class Verifier:
     """The files, and what is done to them."""
 
-    def __init__(self, seed: int, root: Path, has_extents: bool, aligned: bool) -> None:
-        """``aligned``: direct reads and writes must be of whole sectors."""
-        self.chance, self.root, self.aligned = random.Random(seed), root, aligned
+    def __init__(self, seed: int, root: Path, has_extents: bool, by_kernel: bool) -> None:
+        """``by_kernel``: kernel ext4 wants whole sectors for direct I/O, and shows what was stored behind a file's end
+        once a direct write makes the file longer; the first is kept, the second left out."""
+        self.chance, self.root, self.by_kernel = random.Random(seed), root, by_kernel
         self.files = [File(f"file-{index}", base) for index, base in enumerate(BASES)]
         self.count = 0
         self.kinds: list[tuple[Callable[[File], str], int]] = [
-            (self.write, 14), (self.append, 4), (self.store, 8), (self.store_behind, 3), (self.write_direct, 8),
-            (self.truncate, 6), (self.copy, 5), (self.sync, 5), (self.forget, 4), (self.read, 8), (self.read_direct, 5),
-            (self.read_mapped, 4), (self.check, 2), (self.check_holes, 3), (self.begin_again, 1)]
+            (self.write, 14), (self.append, 4), (self.store, 8), (self.store_behind, 0 if by_kernel else 3),
+            (self.write_direct, 8), (self.truncate, 6), (self.copy, 5), (self.sync, 5), (self.forget, 4),
+            (self.read, 8), (self.read_direct, 5), (self.read_mapped, 4), (self.check, 2), (self.check_holes, 3), (self.begin_again, 1)]
         if has_extents:
             self.kinds += [(self.punch, 6), (self.zero, 5), (self.reserve, 5)]
 
@@ -174,7 +175,7 @@ class Verifier:
             return self._written(file, file.direct, start, buffer)
 
     def _direct(self, start: int, length: int) -> tuple[int, int]:
-        if not self.aligned and self.chance.random() < 0.3:
+        if not self.by_kernel and self.chance.random() < 0.3:
             return start, length
         return start & -SECTOR, max(length & -SECTOR, SECTOR)
 
@@ -333,7 +334,7 @@ def verify(name: str, seed: int, operations: int, folder: Path, driver: str = "f
     shape, path = SHAPES[name], folder / "verifier.img"
     stale_image(path, shape.mkfs, shape.mib << 20)
     by_kernel = driver == "kernel"
-    verifier = Verifier(seed, folder, shape.has_extents, aligned=by_kernel)
+    verifier = Verifier(seed, folder, shape.has_extents, by_kernel)
     chance = random.Random(f"mounts:{seed}")
     while verifier.count < operations:
         options = "rw,noatime" if by_kernel else shape.options
