@@ -95,7 +95,8 @@ class Verifier:
         self.kinds: list[tuple[Callable[[File], str], int]] = [
             (self.write, 14), (self.append, 4), (self.store, 8), (self.store_behind, 0 if by_kernel else 3),
             (self.write_direct, 8), (self.truncate, 6), (self.copy, 5), (self.sync, 5), (self.forget, 4),
-            (self.read, 8), (self.read_direct, 5), (self.read_mapped, 4), (self.check, 2), (self.check_holes, 3), (self.begin_again, 1)]
+            (self.read, 8), (self.read_direct, 5), (self.read_mapped, 4), (self.check, 2), (self.check_holes, 3),
+            (self.begin_again, 1)]
         if has_extents:
             self.kinds += [(self.punch, 6), (self.zero, 5), (self.reserve, 5)]
 
